@@ -1,0 +1,117 @@
+"""The LLaMA-Factory dialect: only the exceptions. Keys that a section declares route themselves.
+
+Every table is data, so that the reference page and the tests read the same facts as the loader.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED: dict[str, str] = {
+    "stage": "objective.name",
+    "finetuning_type": "tuning.name",
+    "lora_rank": "tuning.rank",
+    "lora_alpha": "tuning.alpha",
+    "lora_dropout": "tuning.dropout",
+    "lora_target": "tuning.targets",
+    "use_rslora": "tuning.rslora",
+    "use_dora": "tuning.dora",
+    "freeze_trainable_layers": "tuning.layers",
+    "freeze_trainable_modules": "tuning.modules",
+    "infer_dtype": "model.dtype",
+    "resume_from_checkpoint": "train.resume",
+}
+"""Flat key -> dotted key of ours."""
+
+ALIASES: dict[str, str] = {
+    "learning_rate_scheduler": "lr_scheduler_type",
+    "evaluation_strategy": "eval_strategy",
+    "report_to_trackers": "report_to",
+    "max_length": "max_new_tokens",
+}
+"""Other spellings of flat keys."""
+
+VALUES: dict[str, dict[Any, Any]] = {
+    "objective.name": {"pretrain": "pt"},
+    "train.report_to": {"none": (), "all": ("tensorboard",)},
+    "train.optim": {"adamw_torch_fused": "adamw_torch", "adamw_hf": "adamw_torch"},
+    "train.resume": {None: "never", False: "never", True: "must"},
+    "train.save_total_limit": {None: 0},
+    "train.max_steps": {0: -1},
+    "model.dtype": {"float16": "auto", "fp32": "float32", "bf16": "bfloat16"},
+    "data.max_samples": {None: 0},
+}
+"""Dotted key -> value there -> value here."""
+
+IGNORED: dict[str, str] = {
+    "overwrite_cache": "cached tokens are keyed by what they were made from",
+    "preprocessing_num_workers": "tokenizing runs in the tokenizer's own threads",
+    "preprocessing_batch_size": "tokenizing chooses its own batches",
+    "dataloader_num_workers": "rows are packed from a memory-mapped cache; no workers are needed",
+    "dataloader_pin_memory": "rows are packed from a memory-mapped cache; no workers are needed",
+    "ddp_timeout": "the launcher sets it",
+    "use_fast_tokenizer": "fast tokenizers are always used",
+    "low_cpu_mem_usage": "weights are always memory-mapped",
+    "flash_attn": "attention over packed rows is chosen from what is here",
+    "enable_liger_kernel": "luthier has kernels of its own: see `kernels`",
+    "use_unsloth": "luthier has kernels of its own: see `kernels`",
+    "use_unsloth_gc": "see gradient_checkpointing",
+    "use_reentrant_gc": "see gradient_checkpointing",
+    "use_kv_cache": "generation always uses one",
+    "print_param_status": "`luthier estimate` prints what learns",
+    "cache_dir": "set HF_HOME or LUTHIER_CACHE instead",
+    "offload_folder": "weights are always memory-mapped",
+    "data_shared_file_system": "every rank reads the same cache",
+    "infer_backend": "luthier's own engine is used",
+    "trust_remote_code": "this model's code comes with transformers; code in the model folder needs allow_remote_code",
+    "neat_packing": "packed rows never see each other",
+    "do_train": "the command says what is done",
+    "do_eval": "the command says what is done",
+    "do_predict": "the command says what is done",
+    "predict_with_generate": "the command says what is done",
+    "disable_gradient_checkpointing": "it is off unless gradient_checkpointing is set",
+    "upcast_layernorm": "norms compute in float32",
+    "include_num_input_tokens_seen": "tokens are always counted",
+    "ignore_pad_token_for_loss": "there is no padding",
+    "remove_unused_columns": "rows become examples; no columns remain",
+    "logging_dir": "trackers write into the run directory",
+    "logging_strategy": "see logging_steps",
+    "logging_first_step": "see logging_steps",
+    "greater_is_better": "the best checkpoint is the one with the lowest eval_loss",
+    "full_determinism": "runs on a processor are bit-identical anyway",
+    "hf_hub_token": "set HF_TOKEN in the environment; tokens are never written to a run directory",
+}
+"""Key -> why leaving it out changes nothing."""
+
+REFUSED: dict[str, str] = {
+    "deepspeed": "start with `accelerate launch --use_deepspeed -m luthier train FILE` instead",
+    "fsdp": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
+    "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
+    "shift_attn": "it changes the mathematics of attention and no model is served that way",
+    "mixture_of_depths": "it changes the architecture and no engine serves the result",
+    "quantization_bit": "this version trains unquantized weights only",
+    "quantization_method": "this version trains unquantized weights only",
+    "export_quantization_bit": "quantized exports are not part of this version",
+    "fp8": "needs hardware that this version does not use",
+    "pref_beta": "preference objectives are not part of this version",
+    "pref_loss": "preference objectives are not part of this version",
+    "pref_ftx": "preference objectives are not part of this version",
+    "reward_model": "reward models are not part of this version",
+    "ref_model": "preference objectives are not part of this version",
+    "image_max_pixels": "luthier trains text models",
+    "video_max_pixels": "luthier trains text models",
+    "media_dir": "luthier trains text models",
+}
+"""Key -> reason and what to do."""
+
+SWITCHES: dict[str, tuple[str, Any]] = {
+    "bf16": ("model.dtype", "bfloat16"),
+    "pure_bf16": ("model.dtype", "bfloat16"),
+    "fp16": ("model.dtype", "auto"),
+}
+"""Key that, when true, sets another one."""
+
+
+def accepts_anyway(key: str, value: object) -> bool:
+    """Tell whether a refused key carries a value that asks for nothing."""
+    return key in REFUSED and (value is None or value is False or value == 0)

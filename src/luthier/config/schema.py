@@ -1,0 +1,219 @@
+"""Every setting, declared once: type, limits, default and, under the field, its help.
+
+Command line, YAML, JSON schema and reference page are derived from these classes. Field names are unique over
+all sections, so that a flat file needs no section headers; names that fine-tuning users know keep their spelling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from luthier.core.types import Sampling
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_commas)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model, and in what form it is loaded."""
+
+    model_name_or_path: str
+    """Alias (see `luthier models`), folder, run directory, checkpoint, or hub name."""
+    adapter_name_or_path: str | None = None
+    """Adapter folder, run directory or checkpoint to continue from."""
+    model_revision: str = "main"
+    """Hub branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of frozen weights and activations; auto takes what is fast here and says so."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    kernels: Literal["auto", "off"] = "auto"
+    """off gives the plain transformers model back."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Processor threads; 0 uses every core that the process may use."""
+    allow_remote_code: bool = False
+    """Run Python files that the model folder brings. Only for code you have read."""
+    allow_pickle: bool = False
+    """Load `.bin` weights, with torch's weights-only reader."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which rows, and how they become tokens."""
+
+    dataset: Names = ()
+    """Names in dataset_info.json or files (json, jsonl, csv, parquet, txt), separated by commas."""
+    eval_dataset: Names = ()
+    """Rows to evaluate on, named like `dataset`."""
+    dataset_dir: str = "data"
+    """Folder with dataset_info.json; REMOTE:name reads it from a hub data set."""
+    formatting: str = "auto"
+    """Row format of files given by path: auto, or a name on the format shelf (alpaca, sharegpt, openai, text)."""
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    """Role of a column -> its name in files given by path, as in dataset_info.json."""
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    """Names of roles inside conversations, as in dataset_info.json."""
+    template: str | None = None
+    """Chat template by name; none uses the tokenizer's own."""
+    default_system: str | None = None
+    """System text for rows that have none."""
+    enable_thinking: bool | None = None
+    """Passed to chat templates that know it."""
+    cutoff_len: Positive = 2048
+    """Most tokens of one sequence."""
+    too_long: Literal["cut", "skip", "fail"] = "cut"
+    """What to do with longer rows; counted and said either way."""
+    bad_rows: Literal["fail", "skip"] = "fail"
+    """What to do with rows that cannot be trained on; skip counts and lists them."""
+    train_on_prompt: bool = False
+    """Learn the whole conversation instead of the answers only."""
+    mask_history: bool = False
+    """Learn only the last answer of a conversation."""
+    max_samples: Annotated[int, Field(ge=0)] = 0
+    """Most rows of each data set; 0 takes all."""
+    val_size: Annotated[float, Field(ge=0)] = 0.0
+    """Held-out part of `dataset`: a share below 1, a count from 1 on."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """How several data sets mix: all rows, or draws until the first (under) or the last (over) is used up."""
+    interleave_probs: Numbers = ()
+    """Weight of each data set when interleaving; empty draws evenly."""
+    streaming: bool = False
+    """Read and tokenize rows while training; needs max_steps."""
+    buffer_size: Positive = 16384
+    """Rows that are shuffled among each other when streaming."""
+    packing: bool | None = None
+    """Fill each batch up to cutoff_len tokens instead of a fixed number of rows; none means yes for pt only."""
+    disable_shuffling: bool = False
+    """Keep the rows in their order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How the loop runs."""
+
+    output_dir: str | None = None
+    """Run directory; none makes runs/<time>-<name>."""
+    run_name: str | None = None
+    """Name shown in lists and used for the run directory."""
+    overwrite_output_dir: bool = False
+    """Replace a finished run in output_dir; the old one is moved aside, not deleted."""
+    per_device_train_batch_size: Positive = 8
+    """Rows of one forward pass."""
+    gradient_accumulation_steps: Positive = 1
+    """Forward passes of one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate, reached after warm-up."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the data."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Optimizer steps; overrides num_train_epochs when above 0."""
+    lr_scheduler_type: str = "linear"
+    """A schedule of transformers.get_scheduler: linear, cosine, constant_with_warmup ..."""
+    warmup_ratio: Share = 0.0
+    """Fraction of all optimizer steps spent warming up."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0
+    """Steps spent warming up (below 1: their share); overrides warmup_ratio when above 0."""
+    optim: Literal["adamw_torch", "sgd", "adafactor", "rmsprop", "adagrad"] = "adamw_torch"
+    """Optimizer."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay, on matrices only."""
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Share = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the gradient to this norm; 0 does not clip."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of shuffling, initial adapter weights and dropout."""
+    logging_steps: Positive = 1
+    """Steps between training lines in events.jsonl."""
+    save_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """When to write checkpoints; the end is always saved."""
+    save_steps: Positive = 500
+    """Steps between checkpoints."""
+    save_total_limit: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints kept, newest first, besides the best; 0 keeps all."""
+    save_only_model: bool = False
+    """Leave optimizer and random states out of checkpoints; such a run cannot be resumed."""
+    eval_strategy: Literal["steps", "epoch", "no"] | None = None
+    """When to evaluate; none means steps when there are evaluation rows."""
+    eval_steps: Positive = 500
+    """Steps between evaluations."""
+    per_device_eval_batch_size: Positive = 8
+    """Rows of one forward pass in evaluation."""
+    load_best_model_at_end: bool = False
+    """Keep the checkpoint with the lowest eval_loss as the result."""
+    early_stopping_steps: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many evaluations without improvement; 0 never stops early."""
+    resume: str = "never"
+    """never, auto (if there is a checkpoint), must, or the path of a checkpoint."""
+    report_to: Names = ()
+    """Trackers through accelerate, such as tensorboard; events.jsonl is always written."""
+    plot_loss: bool = True
+    """Draw training_loss.png at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """How answers are generated and graded by `luthier evaluate`."""
+
+    predict_batch_size: Positive = 32
+    """Prompts generated together."""
+    predict_samples: Annotated[int, Field(ge=0)] = 0
+    """Most rows to predict; 0 takes all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """What `luthier export` writes."""
+
+    export_dir: str | None = None
+    """Folder to write; none writes export/<format> inside the run directory."""
+    export_format: Literal["merged", "adapter"] = "merged"
+    """merged: a whole model; adapter: only what was trained."""
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number format of merged weights; none means bfloat16 for models trained in it, float32 otherwise."""
+    export_size: Annotated[float, Field(gt=0)] = 5.0
+    """Largest file, in gigabytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that a command needs, resolved."""
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    tuning: Any = None
+    """An instance from the tuning shelf."""
+    objective: Any = None
+    """An instance from the objectives shelf."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: Sampling = field(default_factory=Sampling)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "generate": Sampling,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+"""Sections with a fixed class; tuning and objective take their class from a shelf."""

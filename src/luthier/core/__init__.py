@@ -1,0 +1,1 @@
+"""The words everybody uses: records, contracts, registry, errors, log. Imports nothing of ours."""

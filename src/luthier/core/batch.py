@@ -1,0 +1,125 @@
+"""Tensor records between data, policy and objective.
+
+Shapes: T computed tokens, N wanted predictions, S segments, B spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """A forest of token spans laid end to end; parents stand before their children.
+
+    A token sees the whole of its ancestors and its own span causally.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    parent: tuple[int, ...]
+    """Index of the parent span; -1 for a root."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def ancestors(self, index: int) -> list[int]:
+        """Return the spans above span `index`, root first, itself excluded."""
+        path: list[int] = []
+        index = self.parent[index]
+        while index >= 0:
+            path.append(index)
+            index = self.parent[index]
+        return path[::-1]
+
+    def visible(self) -> Tensor:
+        """Return the dense mask [T, T]: True where the row's token sees the column's token. The specification."""
+        num_tokens = max(self.end, default=0)
+        mask_TT = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+        for index, (start, end) in enumerate(zip(self.start, self.end, strict=True)):
+            mask_TT[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+            for above in self.ancestors(index):
+                mask_TT[start:end, self.start[above] : self.end[above]] = True
+        return mask_TT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """A forest of token spans without padding; each segment is a path from a root to a leaf.
+
+    [prompt][chosen][rejected] holds two segments: the prompt is computed once and belongs to both.
+    """
+
+    input_ids: Tensor
+    """[T] int64, every distinct prefix once."""
+    position_ids: Tensor
+    """[T] int64, the position inside the segment: a child goes on where its parent ended."""
+    spans: Spans
+    rows: Tensor
+    """[N] int64, index in 0..T-1 of the hidden state that makes prediction n; rows may repeat."""
+    targets: Tensor
+    """[N] int64, the token predicted."""
+    weight: Tensor
+    """[N] float32, never 0: what nobody needs is not in N."""
+    segment_ids: Tensor
+    """[N] int64, 0..S-1."""
+    num_segments: int
+    streams: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N] each: "old_logp", "advantage", "return" and the like."""
+    tags: Mapping[str, Tensor] = field(default_factory=dict)
+    """[S] each: "desirable", "group" and the like."""
+    origins: tuple[str, ...] = ()
+    """Where the S segments come from, as file:line."""
+    segment_tokens: int = 0
+    """Tokens of all segments before sharing, trailing unused ones included."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return T, the tokens that are computed."""
+        return int(self.input_ids.shape[0])
+
+    def sum_by_segment(self, x_N: Tensor) -> Tensor:
+        """Add up per-prediction values by segment, [S]."""
+        return x_N.new_zeros(self.num_segments).index_add(0, self.segment_ids, x_N)
+
+    def without_predictions(self) -> Self:
+        """Return the same tokens with nothing to predict: a rank's share when it has no batch left."""
+        none = {name: getattr(self, name)[:0] for name in ("rows", "targets", "weight", "segment_ids")}
+        return replace(self, **none, streams={name: x_N[:0] for name, x_N in self.streams.items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every tensor to `device`."""
+        moved: dict[str, object] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                moved[each.name] = value.to(device)
+            elif isinstance(value, Mapping):
+                moved[each.name] = {name: x.to(device) for name, x in value.items()}  # pyright: ignore
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What the policy says about a batch. The [N, V] logits never exist."""
+
+    logp: Tensor
+    """[N] log p(targets[n]), in nats, float32."""
+    entropy: Tensor | None = None
+    """[N] entropy of the predicted distribution, in nats."""
+    value: Tensor | None = None
+    """[N] value or reward head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The scalar SUM of an objective over a batch, never a mean: the trainer divides, once."""
+
+    total: Tensor
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """name -> (sum, count)."""

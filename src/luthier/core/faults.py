@@ -1,0 +1,39 @@
+"""Named pause points where tests kill, stop or break the program; a no-op outside of tests.
+
+`LUTHIER_TESTING=1 LUTHIER_FAULT=checkpoint.renamed:kill:2` kills the process at the second visit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+_visits: dict[str, int] = {}
+
+
+def _raise_disk_full() -> None:
+    raise OSError(28, "No space left on device")
+
+
+_ACTIONS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "sleep": lambda: time.sleep(3600),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "int": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "disk_full": _raise_disk_full,
+}
+
+
+def fault_point(name: str) -> None:
+    """Run the fault that the environment asks for at this place, if any; `NAME:trace` prints every visit."""
+    if os.environ.get("LUTHIER_TESTING") != "1" or "LUTHIER_FAULT" not in os.environ:
+        return
+    wanted, action, *rest = os.environ["LUTHIER_FAULT"].split(":")
+    if action == "trace" and name.startswith(wanted):
+        print(f"fault-point {name}", flush=True)
+    if name != wanted or action == "trace":
+        return
+    _visits[name] = _visits.get(name, 0) + 1
+    if _visits[name] == int(rest[0] if rest else 1):
+        _ACTIONS[action]()

@@ -1,0 +1,91 @@
+"""The contracts of the shelves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from luthier.core.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from luthier.core.batch import Loss, PackedBatch, Scores
+    from luthier.core.types import Example
+
+Need = Literal["reference", "values", "entropy", "kl", "rollouts"]
+
+
+class Objective(Protocol):
+    """A frozen dataclass whose fields are the hyper-parameters and whose call is the mathematics."""
+
+    needs: ClassVar[frozenset[Need]]
+    """What the trainer must prepare."""
+    segments_per_unit: ClassVar[int]
+    """1 when segments stand alone, 2 for (chosen, rejected)."""
+
+    def count(self, batch: PackedBatch) -> Tensor:
+        """Return the denominator of the loss, a scalar, from the batch alone."""
+        ...
+
+    def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
+        """Return the loss summed over the batch."""
+        ...
+
+
+class Tuning(Protocol):
+    """Decides which parameters learn; also a frozen dataclass of its hyper-parameters."""
+
+    packable: ClassVar[bool]
+    """False: one segment per batch."""
+    mergeable: ClassVar[bool]
+    """False: cannot become part of the base weights."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return `model` with only the wanted parameters learning."""
+        ...
+
+
+class Engine(Protocol):
+    """The only way anything generates text: rollouts, chat, server, evaluation."""
+
+    def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
+        """Return `n` completions for each prompt."""
+        ...
+
+    def stream(self, prompt: Prompt, how: Sampling) -> Iterator[str]:
+        """Yield the text of one completion as it grows."""
+        ...
+
+    def sync(self, model: nn.Module, version: int) -> None:
+        """Adopt new weights."""
+        ...
+
+
+class Format(Protocol):
+    """Turns one row of a data set into an example."""
+
+    def __call__(self, row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+        """Convert; raises RowError naming the field, what was found and what to do."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What must be known about an architecture that transformers does not tell. A value, not a class hierarchy."""
+
+    model_types: tuple[str, ...]
+    """`model_type` values of config.json."""
+    lora_targets: tuple[str, ...]
+    """Names of the linear layers that `lora_target: all` means."""
+    templates: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """User-facing template name -> name on our template shelf; None is the tokenizer's own."""
+    layers: str = "layers"
+    """Path of the decoder layers below the backbone."""
+    norm_offset: float = 0.0
+    """Added to a norm's weight before it multiplies: 1.0 in Gemma."""
+    kernels: tuple[str, ...] = ("rms_norm", "gated_mlp", "lora_linear")
+    """Kernels that are exact for this architecture."""
