@@ -20,16 +20,9 @@ RENAMED: dict[str, str] = {
     "freeze_trainable_modules": "tuning.modules",
     "infer_dtype": "model.dtype",
     "resume_from_checkpoint": "train.resume",
+    "evaluation_strategy": "train.eval_strategy",
 }
 """Flat key -> dotted key of ours."""
-
-ALIASES: dict[str, str] = {
-    "learning_rate_scheduler": "lr_scheduler_type",
-    "evaluation_strategy": "eval_strategy",
-    "report_to_trackers": "report_to",
-    "max_length": "max_new_tokens",
-}
-"""Other spellings of flat keys."""
 
 VALUES: dict[str, dict[Any, Any]] = {
     "objective.name": {"pretrain": "pt"},

@@ -1,0 +1,65 @@
+"""Rules between sections: a condition that must not hold, and the message with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from luthier.config.schema import RunConfig
+
+Rule = tuple[Callable[[RunConfig], bool], str]
+
+RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.data.streaming and c.train.max_steps < 1,
+        "streaming: true needs max_steps, because the number of rows is not known beforehand",
+    ),
+    (
+        lambda c: c.data.streaming and c.data.val_size > 0,
+        "val_size cannot be split off a stream; name an eval_dataset instead",
+    ),
+    (
+        lambda c: c.data.streaming and c.train.save_strategy == "epoch",
+        "save_strategy: epoch has no meaning for a stream; use steps",
+    ),
+    (
+        lambda c: bool(c.data.eval_dataset) and c.data.val_size > 0,
+        "eval_dataset and val_size are both set; keep one",
+    ),
+    (
+        lambda c: c.train.eval_strategy in ("steps", "epoch") and not c.data.eval_dataset and not c.data.val_size,
+        "eval_strategy asks for evaluation but there are no rows for it; set val_size or eval_dataset",
+    ),
+    (
+        lambda c: c.train.early_stopping_steps > 0 and not c.data.eval_dataset and not c.data.val_size,
+        "early_stopping_steps needs evaluation rows; set val_size or eval_dataset",
+    ),
+    (
+        lambda c: c.train.load_best_model_at_end and not c.data.eval_dataset and not c.data.val_size,
+        "load_best_model_at_end needs evaluation rows; set val_size or eval_dataset",
+    ),
+    (
+        lambda c: c.train.load_best_model_at_end and c.train.save_strategy == "no",
+        "load_best_model_at_end needs checkpoints; set save_strategy: steps",
+    ),
+    (
+        lambda c: bool(c.data.interleave_probs) and c.data.mix_strategy == "concat",
+        "interleave_probs needs mix_strategy: interleave_under or interleave_over",
+    ),
+    (
+        lambda c: bool(c.data.interleave_probs) and len(c.data.interleave_probs) != len(c.data.dataset),
+        "interleave_probs needs one number for each data set",
+    ),
+    (
+        lambda c: any(p < 0 for p in c.data.interleave_probs) or (bool(c.data.interleave_probs) and not any(c.data.interleave_probs)),
+        "interleave_probs must not be negative, and not all 0",
+    ),
+    (
+        lambda c: c.train.max_steps > 0 and c.train.warmup_steps > c.train.max_steps,
+        "warmup_steps is larger than max_steps: the learning rate would never reach its peak",
+    ),
+)
+
+
+def cross_checks(config: RunConfig) -> list[str]:
+    """Return the message of every rule that `config` breaks."""
+    return [message for broken, message in RULES if broken(config)]

@@ -1,0 +1,250 @@
+"""YAML, mapping and key=value -> RunConfig, with the origin of every value and all mistakes reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from luthier.config import compat
+from luthier.config.check import cross_checks
+from luthier.config.schema import SECTIONS, RunConfig
+from luthier.config.yaml_file import Place, Tree, parse_scalar, read_yaml
+from luthier.core.errors import ConfigError
+from luthier.core.log import printable, say_once
+from luthier.core.registry import OBJECTIVES, TUNINGS, did_you_mean
+
+SHELVES = {"tuning": (TUNINGS, "lora"), "objective": (OBJECTIVES, "sft")}
+"""Section -> its shelf and the name taken when none is given."""
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+_PATHS = ("model.model_name_or_path", "model.adapter_name_or_path", "data.dataset_dir", "train.output_dir")
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A resolved configuration and where its values came from."""
+
+    config: RunConfig
+    places: dict[str, Place]
+    notices: list[str] = field(default_factory=list[str])
+
+    def place(self, key: str) -> str:
+        """Return where `section.key` was given, or "default"."""
+        return str(self.places.get(key, "default"))
+
+
+@cache
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Return the validator of a settings class."""
+    cls.__pydantic_config__ = _STRICT  # pyright: ignore[reportAttributeAccessIssue]
+    return TypeAdapter(cls)
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Map each flat key to the section that declares it."""
+    return {each.name: section for section, cls in SECTIONS.items() for each in fields(cls)}
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Loaded:
+    """Read settings from a YAML file, a run directory or a mapping, then apply `key=value` overrides.
+
+    Raises ConfigError listing every mistake: place, key, value, reason, nearest valid key.
+    """
+    tree = _read(source)
+    problems, notices = tree.problems, []
+    nested, places = _route(tree, problems, notices)
+    command_line = _read_overrides(overrides, problems)
+    over_nested, over_places = _route(command_line, problems, notices)
+    for section, values in over_nested.items():
+        nested.setdefault(section, {}).update(values)
+    places.update(over_places)
+    config = _build(nested, places, problems)
+    if config is not None:
+        problems += cross_checks(config)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)), code=_code_of(problems))
+    assert config is not None
+    for notice in notices:
+        say_once(notice)
+    return Loaded(config, places, notices)
+
+
+def dump(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the nested form of `config`, every value included; `load_config` reads it back."""
+    nested = {section: adapter(cls).dump_python(getattr(config, section), mode="json") for section, cls in SECTIONS.items()}
+    for section, (shelf, _) in SHELVES.items():
+        instance = getattr(config, section)
+        name = next(name for name, cls in shelf.items() if type(instance) is cls)
+        nested[section] = {"name": name, **adapter(type(instance)).dump_python(instance, mode="json")}
+    return nested
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of the nested form, for editors and forms."""
+    properties = {section: adapter(cls).json_schema() for section, cls in SECTIONS.items()}
+    for section, (shelf, default) in SHELVES.items():
+        choices = []
+        for name, cls in shelf.items():
+            schema = adapter(cls).json_schema()
+            schema.setdefault("properties", {})["name"] = {"const": name}
+            choices.append(schema)
+        properties[section] = {"oneOf": choices, "default": {"name": default}}
+    return {"type": "object", "properties": properties, "required": ["model"], "additionalProperties": False}
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> Tree:
+    if isinstance(source, Mapping):
+        places = {str(key): Place("given") for key in source}
+        return Tree(values=dict(source), places=places)
+    path = Path(source).expanduser()
+    if (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    tree = read_yaml(path)
+    return tree
+
+
+def _read_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
+    tree = Tree()
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.removeprefix("--").strip()
+        if not equals or not key:
+            problems.append(f"command line: {printable(text)} is not of the form key=value")
+            continue
+        if key in tree.values:
+            problems.append(f"command line: {key} is given twice")
+        tree.values[key] = parse_scalar(value, "command line")
+        tree.places[key] = Place("command line")
+    return tree
+
+
+def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Place]]:
+    """Sort flat and nested keys into sections."""
+    nested: dict[str, dict[str, Any]] = {}
+    places: dict[str, Place] = {}
+
+    def put(dotted: str, value: Any, place: Place) -> None:
+        section, _, key = dotted.partition(".")
+        if key in nested.setdefault(section, {}):
+            problems.append(f"{place}: {dotted} is given twice, first at {places.get(dotted, 'the command line')}")
+            return
+        values = compat.VALUES.get(dotted, {})
+        nested[section][key] = values[value] if _hashable(value) and value in values else value
+        places[dotted] = place
+
+    for key, value in tree.values.items():
+        place = tree.places.get(key, Place("given"))
+        section, dot, rest = key.partition(".")
+        if dot and (section in SECTIONS or section in SHELVES):
+            put(key, value, place)
+        elif (key in SECTIONS or key in SHELVES) and isinstance(value, dict):
+            for inner, inner_value in value.items():
+                put(f"{key}.{inner}", inner_value, tree.places.get(f"{key}.{inner}", place))
+        elif key in SHELVES and isinstance(value, str):
+            put(f"{key}.name", value, place)
+        else:
+            _route_flat(key, value, place, put, problems, notices)
+    return nested, places
+
+
+def _hashable(value: Any) -> bool:
+    return not isinstance(value, (list, dict))
+
+
+def _route_flat(key: str, value: Any, place: Place, put: Any, problems: list[str], notices: list[str]) -> None:
+    if key in homes():
+        if value is not None or _default_of(key) is None or value in compat.VALUES.get(f"{homes()[key]}.{key}", {}):
+            put(f"{homes()[key]}.{key}", value, place)
+    elif key in compat.RENAMED:
+        if value is not None or key == "resume_from_checkpoint":
+            put(compat.RENAMED[key], value, place)
+    elif key in compat.SWITCHES:
+        dotted, setting = compat.SWITCHES[key]
+        if value not in (None, False):
+            put(dotted, setting, place)
+    elif key in compat.IGNORED:
+        notices.append(f"{place}: {key} is left out: {compat.IGNORED[key]}")
+    elif key in compat.REFUSED:
+        if not compat.accepts_anyway(key, value):
+            problems.append(f"{place}: {key} is not supported: {compat.REFUSED[key]}")
+    else:
+        known = sorted({*homes(), *compat.RENAMED, *compat.SWITCHES, *SECTIONS, *SHELVES})
+        hint = did_you_mean(key, known)
+        problems.append(f"{place}: unknown key {printable(key)} (value {printable(value)}){hint or '; see `luthier explain`'}")
+
+
+def _default_of(key: str) -> Any:
+    declared = next(each for each in fields(SECTIONS[homes()[key]]) if each.name == key)
+    return declared.default if declared.default is not MISSING else ""
+
+
+def _build(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> RunConfig | None:
+    built: dict[str, Any] = {}
+    for section, values in nested.items():
+        if section not in SECTIONS and section not in SHELVES:
+            problems.append(f"{section}: no such section{did_you_mean(section, [*SECTIONS, *SHELVES])}")
+        if not isinstance(values, dict):
+            problems.append(f"{section}: expected `key: value` lines, found {printable(values)}")
+    for section, cls in SECTIONS.items():
+        built[section] = _validate(section, cls, nested.get(section, {}), places, problems)
+    for section, (shelf, default) in SHELVES.items():
+        values = dict(nested.get(section, {}))
+        name = values.pop("name", default)
+        try:
+            cls = shelf.get(str(name))
+        except ConfigError as error:
+            problems.append(f"{places.get(f'{section}.name', 'default')}: {error}")
+            continue
+        built[section] = _validate(section, cls, values, places, problems)
+    complete = len(built) == len(SECTIONS) + len(SHELVES) and all(value is not None for value in built.values())
+    return RunConfig(**built) if complete else None
+
+
+def _validate(section: str, cls: type, values: dict[str, Any], places: dict[str, Place], problems: list[str]) -> Any:
+    try:
+        return adapter(cls).validate_python(values)
+    except ValidationError as error:
+        known = [each.name for each in fields(cls)]
+        for problem in error.errors():
+            key = str(problem["loc"][0]) if problem["loc"] else ""
+            problems.append(_explain(section, key, dict(problem), known, places))
+        return None
+
+
+_REASONS = {
+    "missing": "is required",
+    "bool_parsing": "expected true or false",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+    "dict_type": "expected `key: value` lines",
+}
+
+
+def _explain(section: str, key: str, problem: dict[str, Any], known: list[str], places: dict[str, Place]) -> str:
+    """Turn one pydantic error into where, key, value, reason and remedy."""
+    dotted, found = f"{section}.{key}", problem.get("input")
+    where = places.get(dotted, Place("given")) if problem["type"] != "missing" else Place("settings")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        everywhere = [*known, *homes()]
+        return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){did_you_mean(key, everywhere)}"
+    if problem["type"] == "missing":
+        return f"{where}: {key} is required; give it in the file or as {key}=..."
+    reason = _REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
+    kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
+    hint = "; quote it if it is a name" if isinstance(found, bool) and problem["type"] == "string_type" else ""
+    return f"{where}: {key}: {reason}, found {kind}{printable(found)}{hint}"
+
+
+def _code_of(problems: Sequence[str]) -> str:
+    return "config_unknown_key" if all("unknown key" in problem for problem in problems) else "config"

@@ -1,0 +1,1 @@
+"""Facts about architectures, one file a family."""

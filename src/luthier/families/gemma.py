@@ -1,0 +1,13 @@
+"""Gemma 1, 2 and 3: norms multiply by one plus their weight."""
+
+from luthier.core.protocols import Family
+from luthier.core.anatomy import add_family
+
+add_family(
+    Family(
+        model_types=("gemma", "gemma2", "gemma3_text"),
+        templates={"gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma"},
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        norm_offset=1.0,
+    )
+)

@@ -1,0 +1,12 @@
+"""Llama 1 to 3, and models that share its code: SmolLM, Yi, many others."""
+
+from luthier.core.protocols import Family
+from luthier.core.anatomy import add_family
+
+add_family(
+    Family(
+        model_types=("llama",),
+        templates={"default": None, "llama2": "llama2", "llama3": "llama3", "smollm": "chatml", "smollm2": "chatml", "yi": "chatml"},
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+)

@@ -1,0 +1,13 @@
+"""Phi 3 and 4: query, key and value share one linear layer, and so do gate and up."""
+
+from luthier.core.protocols import Family
+from luthier.core.anatomy import add_family
+
+add_family(
+    Family(
+        model_types=("phi3",),
+        templates={"phi": None, "phi4": None},
+        kernels=("rms_norm", "lora_linear"),
+        lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    )
+)

@@ -1,0 +1,175 @@
+"""Hidden states x output head -> log-probability (and entropy) of wanted targets, without the logits tensor.
+
+Shapes: N predictions, C one chunk of them, D hidden, V vocabulary.
+
+The gradient of logp_n by the hidden state n is g_n * u_n with u_n = W[target_n] - p_n W, whatever the objective:
+g_n is one number. So u is made in the forward pass, while the chunk of logits is there, and the backward pass only scales it.
+A trained head needs g_n before its gradient can be summed, so its chunks are computed again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from luthier.kernels.op import Op, add
+
+CHUNK_BYTES = 48 * 2**20
+
+
+def linear_logprobs_reference(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,  # noqa: FBT001, FBT002
+) -> tuple[Tensor, Tensor | None]:
+    """Return logp [N] and, when asked, entropy [N], both float32, in nats.
+
+    Logits are `scale * (h W' + bias)`, then `softcap * tanh(logits / softcap)` where a cap is given.
+    """
+    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float() * scale
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if with_entropy else None
+    return logp_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
+
+
+def _chunk_rows(vocabulary_size: int) -> int:
+    return max(8, CHUNK_BYTES // (4 * vocabulary_size))
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits_CV = F.linear(hidden_CD, weight_VD, bias_V).float()
+    if scale != 1.0:
+        logits_CV.mul_(scale)
+    if softcap is not None:
+        logits_CV.div_(softcap).tanh_().mul_(softcap)
+    return logits_CV
+
+
+def _slope(logits_CV: Tensor, scale: float, softcap: float | None) -> Tensor | float:
+    """Return d logits / d (h W' + bias)."""
+    return scale if softcap is None else (1 - (logits_CV / softcap) ** 2) * scale
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """See the head of the file."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy):  # noqa: ANN001, D102, ANN205
+        num = len(targets_N)
+        logp_N = torch.empty(num, dtype=torch.float32, device=hidden_ND.device)
+        entropy_N = torch.empty_like(logp_N) if with_entropy else None
+        wants_hidden = ctx.needs_input_grad[0]
+        du_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        dv_ND = torch.empty_like(hidden_ND) if wants_hidden and with_entropy else None
+        step = _chunk_rows(weight_VD.shape[0])
+        for i in range(0, num, step):
+            rows = slice(i, i + step)
+            logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap)
+            slope = _slope(logits_CV, scale, softcap) if softcap is not None else scale
+            target_C1 = targets_N[rows, None]
+            logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+            at_target_C1 = logits_CV.gather(1, target_C1)
+            shifted_CV = logits_CV.clone() if with_entropy else None
+            exp_CV = logits_CV.exp_()
+            sum_C1 = exp_CV.sum(1, keepdim=True)
+            logp_N[rows] = (at_target_C1 - sum_C1.log())[:, 0]
+            if entropy_N is not None and shifted_CV is not None:
+                logp_CV = shifted_CV.sub_(sum_C1.log())
+                p_CV = exp_CV / sum_C1
+                entropy_C1 = -(p_CV * logp_CV).sum(1, keepdim=True)
+                entropy_N[rows] = entropy_C1[:, 0]
+                if dv_ND is not None:
+                    dv_ND[rows] = ((p_CV * (logp_CV + entropy_C1)).neg_() * slope).to(weight_VD.dtype) @ weight_VD
+            if du_ND is not None:
+                if softcap is None:
+                    du_ND[rows] = (weight_VD[target_C1[:, 0]] - (exp_CV.to(weight_VD.dtype) @ weight_VD) / sum_C1) * scale
+                else:
+                    d_logits_CV = exp_CV.div_(sum_C1).neg_().scatter_add_(1, target_C1, torch.ones_like(sum_C1))
+                    du_ND[rows] = d_logits_CV.mul_(slope).to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, du_ND, dv_ND)
+        ctx.scale, ctx.softcap = scale, softcap
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+        d_logp_N, d_entropy_N = grads
+        hidden_ND, weight_VD, targets_N, bias_V, du_ND, dv_ND = ctx.saved_tensors
+        d_hidden = d_weight = d_bias = None
+        if du_ND is not None:
+            d_hidden = du_ND * d_logp_N[:, None].to(du_ND.dtype)
+            if dv_ND is not None and d_entropy_N is not None:
+                d_hidden += dv_ND * d_entropy_N[:, None].to(dv_ND.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+            d_weight, d_bias = _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N)
+        return d_hidden, d_weight, None, d_bias, None, None, None
+
+
+def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N):  # noqa: ANN001, ANN202
+    """Sum the gradients of a trained head, chunk by chunk, in float32."""
+    d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+    d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
+    step = _chunk_rows(weight_VD.shape[0])
+    for i in range(0, len(targets_N), step):
+        rows = slice(i, i + step)
+        logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
+        slope = _slope(logits_CV, ctx.scale, ctx.softcap)
+        logp_CV = torch.log_softmax(logits_CV, -1)
+        p_CV = logp_CV.exp()
+        d_CV = p_CV * -d_logp_N[rows, None]
+        d_CV.scatter_add_(1, targets_N[rows, None], d_logp_N[rows, None].to(d_CV.dtype))
+        if d_entropy_N is not None:
+            entropy_C1 = -(p_CV * logp_CV).sum(1, keepdim=True)
+            d_CV -= p_CV * (logp_CV + entropy_C1) * d_entropy_N[rows, None]
+        d_CV *= slope
+        d_weight.add_((d_CV.to(hidden_ND.dtype).t() @ hidden_ND[rows]).float())
+        if d_bias is not None:
+            d_bias += d_CV.sum(0)
+    return d_weight.to(weight_VD.dtype), d_bias.to(bias_V.dtype) if d_bias is not None else None
+
+
+def _sample(num: int, hidden: int, vocabulary: int, **options: object):  # noqa: ANN202
+    def make(dtype: torch.dtype) -> tuple[object, ...]:
+        generator = torch.Generator().manual_seed(num)
+        h = torch.randn(num, hidden, generator=generator).to(dtype)
+        w = torch.randn(vocabulary, hidden, generator=generator).to(dtype)
+        t = torch.randint(0, vocabulary, (num,), generator=generator)
+        bias = torch.randn(vocabulary, generator=generator).to(dtype) if options.get("bias") else None
+        return h, w, t, bias, options.get("scale", 1.0), options.get("softcap"), bool(options.get("entropy"))
+
+    return make
+
+
+LINEAR_LOGPROBS = add(
+    Op(
+        "linear_logprobs",
+        linear_logprobs_reference,
+        samples=[
+            _sample(1, 8, 11),
+            _sample(0, 8, 11),
+            _sample(37, 16, 101, entropy=True),
+            _sample(5, 16, 101, softcap=5.0, scale=0.5),
+            _sample(9, 16, 101, softcap=5.0, bias=True, entropy=True),
+        ],
+    )
+)
+
+
+@LINEAR_LOGPROBS.backend("torch")
+def linear_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,  # noqa: FBT001, FBT002
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what the reference does in chunks; one chunk of logits exists at a time."""
+    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy)  # pyright: ignore
