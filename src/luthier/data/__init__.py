@@ -1,0 +1,1 @@
+"""Rows -> examples -> segments -> packed batches."""

@@ -1,0 +1,1 @@
+"""Row layouts people use, one file each: a row becomes an Example."""

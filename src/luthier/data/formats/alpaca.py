@@ -1,0 +1,38 @@
+"""Alpaca rows: instruction, input, output, with optional system text and history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from luthier.core.findings import RowError
+from luthier.core.registry import FORMATS
+from luthier.core.types import Example, Message
+from luthier.data.turns import text_of
+
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
+
+
+@FORMATS.register("alpaca")
+def alpaca(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Join instruction and input by a newline; history pairs come first."""
+    name = {**COLUMNS, **columns}
+    messages: list[Message] = []
+    system = text_of(row, name["system"], "system", required=False)
+    if system:
+        messages.append(Message(role="system", content=system))
+    for number, pair in enumerate(_history(row, name["history"])):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
+            raise RowError("wrong_type", f"{name['history']}[{number}]", "a pair [question, answer] of texts", pair)
+        messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    prompt = text_of(row, name["prompt"], "prompt")
+    query = text_of(row, name["query"], "query", required=False)
+    messages.append(Message(role="user", content=f"{prompt}\n{query}" if query else prompt))
+    answer = Message(role="assistant", content=text_of(row, name["response"], "response"))
+    return Example(context=tuple(messages), endings=((answer,),))
+
+
+def _history(row: Mapping[str, object], column: str) -> list[object]:
+    history = row.get(column) or []
+    if not isinstance(history, (list, tuple)):
+        raise RowError("wrong_type", column, "a list of [question, answer] pairs", history)
+    return list(history)

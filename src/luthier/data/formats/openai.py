@@ -1,0 +1,54 @@
+"""OpenAI rows: {"messages": [{"role": ..., "content": ...}, ...]}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from luthier.core.findings import RowError, words
+from luthier.core.registry import FORMATS, did_you_mean
+from luthier.core.types import Example, Message, Role
+from luthier.data.turns import conversation, text_of
+
+_ROLES = get_args(Role)
+
+
+@FORMATS.register("openai")
+def openai(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read messages with roles system (or developer), user, assistant and tool; tool calls are kept."""
+    field = columns.get("messages", "messages")
+    turns = row.get(field)
+    if not isinstance(turns, (list, tuple)) or not turns:
+        if field not in row:
+            text_of(row, field, "messages")
+        raise RowError("wrong_type", field, "a list of messages", turns)
+    messages = [_message(turn, f"{field}[{number}]", tags) for number, turn in enumerate(turns)]
+    tools: Any = row.get(columns.get("tools", "tools"))
+    return conversation(messages, field=field, tools=tools if isinstance(tools, str) or not tools else json.dumps(tools))
+
+
+def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError("wrong_type", where, "an object with role and content", turn)
+    said = str(turn.get(tags.get("role_tag", "role")))
+    role = "system" if said == "developer" else said
+    if role not in _ROLES:
+        hint = did_you_mean(said, list(_ROLES))
+        raise RowError("unknown_role", f"{where}.role", f"one of {', '.join(_ROLES)}", said, hint[2:])
+    calls = tuple(_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(turn.get("tool_calls") or []))
+    content = text_of(turn, tags.get("content_tag", "content"), "content", required=False)
+    return Message(role=role, content=content, tool_calls=calls)  # pyright: ignore[reportArgumentType]
+
+
+def _call(call: Any, where: str) -> Mapping[str, object]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise RowError("wrong_type", where, 'an object with "function"', call)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise RowError("broken_json", f"{where}.function.arguments", "JSON", words(str(error))) from error
+    return {"name": function["name"], "arguments": arguments}

@@ -1,0 +1,71 @@
+"""ShareGPT rows: a list of {"from": ..., "value": ...} turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from luthier.core.findings import RowError, words
+from luthier.core.registry import FORMATS, did_you_mean
+from luthier.core.types import Example, Message, Role
+from luthier.data.turns import conversation, text_of
+
+TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+_ROLES: dict[str, Role] = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "assistant",
+    "system_tag": "system",
+}
+
+
+@FORMATS.register("sharegpt")
+def sharegpt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read turns by the names in `tags`; a leading system turn wins over the system column."""
+    tag = {**TAGS, **tags}
+    field = columns.get("messages", "conversations")
+    turns = row.get(field)
+    if not isinstance(turns, (list, tuple)) or not turns:
+        if field not in row:
+            text_of(row, field, "messages")
+        raise RowError("wrong_type", field, "a list of turns", turns)
+    messages = [_turn(turn, f"{field}[{number}]", tag) for number, turn in enumerate(turns)]
+    system = text_of(row, columns.get("system", "system"), "system", required=False)
+    if system and messages[0].role != "system":
+        messages.insert(0, Message(role="system", content=system))
+    tools = text_of(row, columns.get("tools", "tools"), "tools", required=False)
+    return conversation(messages, field=field, tools=tools or None)
+
+
+def _turn(turn: object, where: str, tag: Mapping[str, str]) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError("wrong_type", where, f"an object with {tag['role_tag']!r} and {tag['content_tag']!r}", turn)
+    names = {tag[each]: each for each in _ROLES}
+    said = str(turn.get(tag["role_tag"]))
+    if said not in names:
+        hint = did_you_mean(said, list(names)) or "; name it in tags"
+        raise RowError("unknown_role", f"{where}.{tag['role_tag']}", f"one of {', '.join(names)}", said, hint[2:])
+    content = text_of(turn, tag["content_tag"], "content_tag", required=False)
+    if names[said] != "function_tag":
+        return Message(role=_ROLES[names[said]], content=content)
+    return Message(role="assistant", content="", tool_calls=_calls(content, where))
+
+
+def _calls(content: str, where: str) -> tuple[Mapping[str, object], ...]:
+    try:
+        calls = json.loads(content)
+    except ValueError as error:
+        raise RowError("broken_json", where, "JSON with name and arguments", words(str(error))) from error
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and "name" in call for call in calls):
+        raise RowError("wrong_type", where, 'objects with "name" and "arguments"', calls)
+    return tuple(calls)

@@ -1,0 +1,1 @@
+"""Assemble the network: load, patch, score."""

@@ -1,0 +1,139 @@
+"""Put kernels into instances of a transformers model, and take them out again. No class is touched."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from luthier.core.anatomy import family_of, plain_model
+from luthier.core.batch import Spans
+from luthier.core.errors import ModelError
+from luthier.core.log import say_once
+from luthier.core.protocols import Family
+from luthier.kernels.attention import FOREST_ATTENTION
+from luthier.kernels.gated import GATED
+from luthier.kernels.lora_linear import LORA_LINEAR
+from luthier.kernels.rms_norm import RMS_NORM
+
+FOREST = "luthier_forest"
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_PATCHED = "_luthier_patched"
+
+
+def register_attention() -> None:
+    """Make the name FOREST known to transformers; a call without spans behaves like sdpa."""
+    ALL_ATTENTION_FUNCTIONS.register(FOREST, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(FOREST, sdpa_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    forest: Spans | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: query [1, H, T, D] to output [1, T, H, D]."""
+    if forest is None:
+        if softcap is not None:  # sdpa has no soft cap
+            return ALL_ATTENTION_FUNCTIONS["eager" if "eager" in ALL_ATTENTION_FUNCTIONS else "sdpa"](
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap, **kwargs
+            )
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    if kwargs.get("s_aux") is not None:
+        raise ModelError("this model has attention sinks, which packed attention does not know; set kernels: off")
+    if dropout:
+        say_once("attention dropout is left out: packed attention has none")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = FOREST_ATTENTION.choose()[1](query[0], key[0], value[0], forest, scale, sliding_window, softcap)
+    return out[None], None
+
+
+def install(model: nn.Module) -> list[str]:
+    """Put kernels into the instances of `model` that its family allows; return one line for each kernel."""
+    plain = plain_model(model)
+    family = family_of(plain.config.model_type)
+    lines: list[str] = []
+    for kernel, put in _INSTALLERS.items():
+        if kernel not in family.kernels:
+            lines.append(f"{kernel}: plain transformers (not proven for {plain.config.model_type})")
+            continue
+        count = sum(put(module, family) for module in model.modules())
+        name, _, reasons = _OPS[kernel].choose()
+        if count:
+            lines.append(f"{kernel}: {name} x {count}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+    return lines
+
+
+def remove(model: nn.Module) -> None:
+    """Take every kernel out of `model`; it is the plain transformers model again."""
+    for module in model.modules():
+        if getattr(module, _PATCHED, False):
+            del module.forward, module.__dict__[_PATCHED]
+
+
+def _bind(module: nn.Module, forward: Any) -> int:
+    module.forward = types.MethodType(forward, module)
+    module.__dict__[_PATCHED] = True
+    return 1
+
+
+def _put_rms_norm(module: nn.Module, family: Family) -> int:
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None:
+        return 0
+    call, offset = RMS_NORM.choose()[1], family.norm_offset
+    return _bind(module, lambda self, x: call(x, self.weight, eps, offset))
+
+
+def _put_gated_mlp(module: nn.Module, family: Family) -> int:
+    parts = ("gate_proj", "up_proj", "down_proj")
+    activation = _ACTIVATIONS.get(_activation_name(module))
+    if activation is None or not type(module).__name__.endswith("MLP") or not all(hasattr(module, p) for p in parts):
+        return 0
+    call = GATED.choose()[1]
+    return _bind(module, lambda self, x: self.down_proj(call(self.gate_proj(x), self.up_proj(x), activation)))
+
+
+def _activation_name(module: nn.Module) -> str:
+    function: Any = getattr(module, "act_fn", None)
+    config: Any = getattr(module, "config", None)
+    declared = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    return str(declared) if function is not None and declared else ""
+
+
+def _put_lora_linear(module: nn.Module, family: Family) -> int:
+    from peft.tuners.lora import Linear
+
+    if not isinstance(module, Linear) or not isinstance(module.base_layer, nn.Linear):
+        return 0
+    call, plain = LORA_LINEAR.choose()[1], type(module).forward
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        # Everything that the kernel does not know goes the plain way: switched off, merged, DoRA, dropout in training.
+        known = name in self.lora_A and not (self.disable_adapters or self.merged or self.use_dora.get(name, False))
+        quiet = known and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
+        if not quiet or kwargs or self.lora_B[name].bias is not None or torch.is_autocast_enabled(x.device.type):
+            return plain(self, x, *args, **kwargs)
+        base = self.base_layer
+        return call(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+
+    return _bind(module, forward)
+
+
+_INSTALLERS = {"rms_norm": _put_rms_norm, "gated_mlp": _put_gated_mlp, "lora_linear": _put_lora_linear}
+_OPS = {"rms_norm": RMS_NORM, "gated_mlp": GATED, "lora_linear": LORA_LINEAR}

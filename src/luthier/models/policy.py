@@ -1,0 +1,96 @@
+"""Policy: PackedBatch -> Scores. The one module that accelerate wraps.
+
+Shapes: T tokens, N predictions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luthier.core.anatomy import backbone_of, plain_model
+from luthier.core.batch import PackedBatch, Scores, Spans
+from luthier.kernels.attention import positions_of
+from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
+from luthier.models.patch import FOREST
+
+_THROUGH = torch.zeros(1, 1, 1, 1)
+"""transformers hands a 4-dimensional mask on as it is; forest attention does not look at it."""
+
+
+class Policy(nn.Module):
+    """Scores packed batches with a transformers or peft model."""
+
+    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+
+    def forward(self, batch: PackedBatch, *, with_entropy: bool = False) -> Scores:
+        """Return log-probabilities [N] of the wanted targets, in nats, float32.
+
+        The cache must stay off: with it, transformers silently lets packed rows see each other.
+        """
+        plain = plain_model(self.model)
+        device = batch.input_ids.device
+        context = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
+        with context:
+            hidden_TD = backbone_of(self.model)(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                **self._visibility(plain.config, batch.spans, device),
+            ).last_hidden_state[0]
+        hidden_ND = hidden_TD.index_select(0, batch.rows)
+        return self._score(plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy)
+
+    def _visibility(self, config: Any, spans: Spans, device: torch.device) -> dict[str, Any]:
+        """Return what tells the model which tokens see which."""
+        if config._attn_implementation == FOREST:
+            return {"attention_mask": _THROUGH.to(device), "forest": spans}
+        dtype = self.autocast or next(self.parameters()).dtype
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        masks = {kind: _dense_mask(spans, window if kind == "sliding_attention" else None, dtype).to(device) for kind in kinds}
+        return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
+
+    def _score(self, plain: Any, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
+        head, config = plain.get_output_embeddings(), plain.config
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        if type(head) is not nn.Linear:
+            return _score_through(head, hidden_ND, targets_N, scale, softcap)
+        weight_VD = head.weight.to(hidden_ND.dtype)
+        call = LINEAR_LOGPROBS.choose()[1] if config._attn_implementation == FOREST else LINEAR_LOGPROBS.reference
+        logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, head.bias, scale, softcap, with_entropy)
+        return Scores(logp=logp_N, entropy=entropy_N)
+
+
+def _dense_mask(spans: Spans, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return the additive mask [1, 1, T, T]."""
+    visible_TT = spans.visible()
+    if window is not None:
+        position_T = positions_of(spans)
+        visible_TT &= position_T[:, None] - position_T[None, :] < window
+    return torch.zeros(visible_TT.shape, dtype=dtype).masked_fill_(~visible_TT, torch.finfo(dtype).min)[None, None]
+
+
+def _score_through(head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, scale: float, softcap: float | None) -> Scores:
+    """Score with a head that is no plain linear layer (an adapter sits on it), 128 rows at a time."""
+
+    def chunk(h_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+        logits_CV = head(h_CD).float() * scale
+        if softcap is not None:
+            logits_CV = softcap * torch.tanh(logits_CV / softcap)
+        logp_CV = torch.log_softmax(logits_CV, -1)
+        return logp_CV.gather(1, targets_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(-1)
+
+    parts: list[Literal[Any]] = [
+        checkpoint(chunk, hidden_ND[i : i + 128], targets_N[i : i + 128], use_reentrant=False)
+        for i in range(0, max(1, len(targets_N)), 128)
+    ]
+    return Scores(logp=torch.cat([part[0] for part in parts]), entropy=torch.cat([part[1] for part in parts]))
