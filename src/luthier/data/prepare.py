@@ -1,0 +1,190 @@
+"""Data sets -> tokenized units: every row is read, checked, rendered and cut, once; the result is cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from luthier.config.schema import DataConfig
+from luthier.core.errors import DataError
+from luthier.core.findings import Finding, RowError
+from luthier.core.log import logger
+from luthier.core.paths import cache_folder
+from luthier.core.registry import FORMATS
+from luthier.core.types import Example, Message, Segment, Unit
+from luthier.data.audit import AuditReport
+from luthier.data.sources import Row, Source, find_sources, read_rows
+from luthier.data.store import StoreBuilder, UnitStore
+from luthier.data.template import ChatTemplate, Rendered
+
+CACHE_VERSION = 1
+_KEYS_OF_FORMATS = (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca"), ("text", "text"))
+
+
+@dataclass(frozen=True, slots=True)
+class Preparer:
+    """Turns rows into units under one template and one set of data settings."""
+
+    template: ChatTemplate
+    config: DataConfig
+    plain_text: bool
+    """Pretraining: rows are text, and long documents become several units instead of being cut."""
+
+    def unit_of(self, row: Row, source: Source, report: AuditReport) -> list[Unit]:
+        """Return the units of one row, none if it is bad; findings go to `report`."""
+        report.rows += 1
+        if row.value is None:
+            assert row.finding is not None
+            report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
+            return []
+        try:
+            rendered = self.template.render(self.example_of(row, source))
+        except RowError as error:
+            report.add(error.kind, "error", row.where, str(error))
+            return []
+        return self._checked(rendered, row.where, report)
+
+    def example_of(self, row: Row, source: Source) -> Example:
+        """Return the row as an example; raises RowError."""
+        assert row.value is not None
+        name = "text" if self.plain_text else self._format_of(source, row.value)
+        return replace(FORMATS.get(name)(row.value, source.columns, source.tags), origin=row.where)
+
+    def _format_of(self, source: Source, row: Mapping[str, Any]) -> str:
+        if source.formatting != "auto":
+            return source.formatting
+        named = [name for key, name in _KEYS_OF_FORMATS if key in row]
+        return named[0] if named else "alpaca"
+
+    def _checked(self, rendered: Rendered, where: str, report: AuditReport) -> list[Unit]:
+        if rendered.special_text:
+            spelled = ", ".join(rendered.special_text)
+            report.add("special_text", "warning", where, f"spells the special token {spelled}; it is kept as plain text")
+        if self.plain_text:
+            return self._blocks(rendered.unit)
+        limit = self.config.cutoff_len
+        longest = max(len(segment.tokens) for segment in rendered.unit)
+        if longest > limit and self.config.too_long != "cut":
+            level = "error" if self.config.too_long == "fail" else "warning"
+            report.add("too_long", level, where, f"has {longest} tokens, cutoff_len is {limit}; raise it, or set too_long: cut")
+            return []
+        unit = [_cut(segment, limit) for segment in rendered.unit]
+        lost = sum(len(a.tokens) - len(b.tokens) for a, b in zip(rendered.unit, unit, strict=True))
+        report.cut_tokens += lost
+        if any(not any(segment.weight[1:]) for segment in unit):
+            report.add(
+                "nothing_to_learn",
+                "error",
+                where,
+                f"has no answer token within cutoff_len {limit} (the row has {longest} tokens); raise cutoff_len",
+            )
+            return []
+        if lost:
+            report.add("answer_cut", "warning", where, f"lost {lost} of {longest} tokens and its end token to cutoff_len {limit}")
+        elif not rendered.has_end:
+            report.add("no_end_token", "warning", where, "the answer ends without an end token; the model may not learn to stop")
+        return [unit]
+
+    def _blocks(self, unit: Unit) -> list[Unit]:
+        limit, (segment,) = self.config.cutoff_len, unit
+        pieces = [
+            Segment(tokens=segment.tokens[i : i + limit], weight=segment.weight[i : i + limit], origin=segment.origin)
+            for i in range(0, len(segment.tokens), limit)
+        ]
+        return [[piece] for piece in pieces if len(piece.tokens) > 1]
+
+
+def _cut(segment: Segment, limit: int) -> Segment:
+    if len(segment.tokens) <= limit:
+        return segment
+    return replace(segment, tokens=segment.tokens[:limit], weight=segment.weight[:limit])
+
+
+def check_cutoff(preparer: Preparer) -> None:
+    """Raise DataError when the template alone fills cutoff_len."""
+    if preparer.plain_text:
+        return
+    overhead = len(preparer.template.prompt([Message(role="user", content="")]))
+    if overhead + 1 >= preparer.config.cutoff_len:
+        raise DataError(
+            f"cutoff_len is {preparer.config.cutoff_len}, but the template alone takes {overhead} tokens; "
+            f"set it to {overhead + 64} or more",
+            code="data_cutoff",
+        )
+
+
+def prepare(names: tuple[str, ...], preparer: Preparer) -> tuple[UnitStore, AuditReport]:
+    """Read, check and tokenize every row of the data sets called `names`.
+
+    Nothing is raised for bad rows: `AuditReport.enforce` does that, so that an audit can list them.
+    """
+    sources = find_sources(names, preparer.config)
+    check_cutoff(preparer)
+    cached = _cache_file(sources, preparer)
+    if cached is not None and cached.exists():
+        try:
+            store, plain = UnitStore.load(cached)
+            logger.info("data: %s (from the token cache)", (report := AuditReport.from_dict(plain)).total())
+            return store, report
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("token cache %s is damaged (%s) and made again", cached, error)
+    store, report = _tokenize(sources, preparer)
+    if cached is not None and report.trained_rows:
+        store.save(cached, report.as_dict())
+    return store, report
+
+
+def _tokenize(sources: list[Source], preparer: Preparer) -> tuple[UnitStore, AuditReport]:
+    builder, report = StoreBuilder(), AuditReport()
+    first_seen: dict[int, str] = {}
+    for index, source in enumerate(sources):
+        for row in read_rows(source):
+            units = preparer.unit_of(row, source, report)
+            report.trained_rows += bool(units)
+            for unit in units:
+                builder.add(unit, index)
+                report.tokens += sum(len(s.tokens) for s in unit)
+                report.learned_tokens += sum(w > 0 for s in unit for w in s.weight[1:])
+                twin = first_seen.setdefault(builder.unit_hash[-1], row.where)
+                if twin != row.where:
+                    report.add("duplicate", "warning", row.where, f"is the same as {twin}")
+    return builder.build(), report
+
+
+def stream_units(names: tuple[str, ...], preparer: Preparer) -> Callable[[], Iterator[tuple[Row, Source]]]:
+    """Return a function that starts reading the rows of all data sets from the beginning, one after the other."""
+    sources = find_sources(names, preparer.config)
+    check_cutoff(preparer)
+    return lambda: ((row, source) for source in sources for row in read_rows(source))
+
+
+def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
+    """Return the cache file for exactly these bytes under exactly these settings; None for rows from a hub."""
+    if any(source.path is None for source in sources):
+        return None
+    tokenizer, config = preparer.template.tokenizer, preparer.config
+    settings = (
+        config.cutoff_len, config.too_long, config.max_samples, preparer.plain_text, preparer.template.train_on_prompt,
+        preparer.template.mask_history, preparer.template.default_system, preparer.template.options,
+    )  # fmt: skip
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings, tokenizer.chat_template], default=str).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for source in sources:
+        digest.update(json.dumps({**asdict(source), "path": str(source.path)}, default=str, sort_keys=True).encode())
+        assert source.path is not None
+        for file in sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]:
+            if file.is_file():
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return cache_folder("tokens", f"{digest.hexdigest()[:32]}.safetensors")
+
+
+def split_note(findings: list[Finding]) -> str:
+    """Return one line about leakage between training and evaluation rows."""
+    exact = sum(finding.kind == "leak" for finding in findings)
+    first = f", such as {findings[0]}" if findings else ""
+    return f"evaluation overlaps training: {exact} equal rows, {len(findings) - exact} equal questions{first}"

@@ -1,0 +1,239 @@
+"""Example -> segments through the chat template, with exact loss weights.
+
+An answer is what the template adds behind its own generation prompt, up to and including the end-of-turn token;
+so the context of every learned token is what the model sees when it is used. A template that rewrites earlier
+answers (thoughts removed from history, say) yields one segment an answer; they share their common prefix anyway.
+
+Text inside a message that spells a special token stays text: a private-use character splits it before tokenizing, and
+the tokens of that character are dropped. The same mark forces a token border where an answer begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import jinja2
+
+from luthier.core.errors import ConfigError, ModelError
+from luthier.core.findings import RowError, words
+from luthier.core.registry import did_you_mean
+from luthier.core.types import Example, Message, Segment, Unit
+
+MARK = "\uf8fe"
+"""A private-use character that stands in no text worth training on."""
+
+
+def shelf_names() -> list[str]:
+    """Return the names of the templates that luthier brings."""
+    return sorted(p.name.removesuffix(".jinja") for p in files("luthier.data").joinpath("templates").iterdir())
+
+
+def apply_named_template(tokenizer: Any, name: str | None, facts: dict[str, str | None]) -> None:
+    """Give `tokenizer` the chat template called `name`; None or "default" keeps its own.
+
+    `facts` maps names that users know for this family to names on our shelf, None meaning the tokenizer's own.
+    Raises ConfigError for an unknown name, a missing template, or special tokens that the tokenizer lacks.
+    """
+    own = getattr(tokenizer, "chat_template", None)
+    if name is None or (name in ("default", "auto") and own) or (name in facts and facts[name] is None and own):
+        if own is None:
+            raise ConfigError(
+                f"this tokenizer brings no chat template; set template to one of: {', '.join(shelf_names())}",
+                code="config_no_template",
+            )
+        return
+    name = facts.get(name) or name
+    if name not in shelf_names():
+        known = [*shelf_names(), *facts]
+        raise ConfigError(f"unknown template {name!r}{did_you_mean(name, known)} There are: {', '.join(sorted(known))}")
+    text = files("luthier.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+    needed = _special_tokens_of(text)
+    missing = [token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    if missing:
+        raise ConfigError(
+            f"template {name!r} needs the special token {missing[0]!r}, which this tokenizer has not; "
+            "take the template of the model's own family, or none for the tokenizer's own"
+        )
+    tokenizer.chat_template = text
+
+
+def _special_tokens_of(text: str) -> list[str]:
+    first = text.partition("\n")[0]
+    return first.removeprefix("{#- needs:").removesuffix("#}").split() if first.startswith("{#- needs:") else []
+
+
+@dataclass(slots=True)
+class Rendered:
+    """The segments of an example and what the audit wants to know about them."""
+
+    unit: Unit
+    special_text: tuple[str, ...] = ()
+    """Special tokens that are spelled inside messages."""
+    has_end: bool = True
+    """Every answer ends with an end-of-turn token."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders conversations with a tokenizer's chat template."""
+
+    tokenizer: Any
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    default_system: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Variables for the template, such as enable_thinking."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ModelError("this model has a slow tokenizer without character offsets; exact loss weights need a fast one")
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Text -> id of tokens that steer the model and must not be typed by users."""
+        added = self.tokenizer.added_tokens_decoder
+        return {token.content: i for i, token in added.items() if token.special and token.content.strip()}
+
+    def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
+        """Return the ids of a conversation up to where the next answer begins."""
+        guarded, _ = self._guard(self._with_system(messages))
+        return self._tokenize(self._render(guarded, tools, answer_next=True), ())[0]
+
+    def render(self, example: Example) -> Rendered:
+        """Return one unit: the segments of each ending.
+
+        Raises RowError when the template refuses the conversation.
+        """
+        if example.text is not None:
+            return self._plain_text(example)
+        rendered = Rendered([])
+        for ending in example.endings:
+            messages, special = self._guard(self._with_system([*example.context, *ending]))
+            keep_history = not self.mask_history and len(example.endings) == 1
+            segments, has_end = self._segments(messages, example.tools, keep_history=keep_history)
+            rendered.special_text += special
+            rendered.has_end &= has_end
+            rendered.unit += [replace(s, origin=example.origin) for s in segments]
+        return rendered
+
+    def _plain_text(self, example: Example) -> Rendered:
+        """Render pretraining text: begin token where the tokenizer has the habit, text, end token. All learned."""
+        assert example.text is not None
+        special = tuple(token for token in self.control_tokens if token in example.text)
+        ids, _ = self._tokenize(self._split_special(example.text), (), add_special_tokens=True)
+        end = self.tokenizer.eos_token_id
+        if end is not None and (not ids or ids[-1] != end):
+            ids.append(end)
+        unit = [Segment(tokens=ids, weight=[1.0] * len(ids), origin=example.origin)]
+        return Rendered(unit, special, has_end=end is not None)
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        if self.default_system and messages[0].role != "system":
+            return [Message(role="system", content=self.default_system), *messages]
+        return list(messages)
+
+    def _guard(self, messages: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]:
+        """Split special tokens that are spelled inside messages."""
+        found = {token for m in messages for token in self.control_tokens if token in m.content}
+        if not found:
+            return list(messages), ()
+        return [replace(m, content=self._split_special(m.content)) for m in messages], tuple(sorted(found))
+
+    def _split_special(self, text: str) -> str:
+        for token in self.control_tokens:
+            if len(token) > 1:
+                text = text.replace(token, token[0] + MARK + token[1:])
+        return text
+
+    def _render(self, messages: Sequence[Message], tools: str | None, *, answer_next: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                [m.as_dict() for m in messages],
+                tools=json.loads(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=answer_next,
+                **self.options,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RowError("template", "messages", "a conversation that the chat template takes", words(str(error))) from error
+
+    def _segments(
+        self, messages: Sequence[Message], tools: str | None, *, keep_history: bool
+    ) -> tuple[list[Segment], bool]:
+        """Return one segment, or one for each answer where the template rewrites history."""
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        answers = answers if keep_history else answers[-1:]
+        texts = [self._render(messages[: i + 1], tools) for i in answers]
+        starts = [self._answer_start(messages[:i], text, tools) for i, text in zip(answers, texts, strict=True)]
+        consistent = all(later.startswith(text) for text, later in pairwise(texts))
+        if consistent:
+            ends = [len(text) for text in texts]
+            segment, has_end = self._weigh(texts[-1], list(zip(starts, ends, strict=True)))
+            return [segment], has_end
+        weighed = [self._weigh(text, [(start, len(text))]) for text, start in zip(texts, starts, strict=True)]
+        return [segment for segment, _ in weighed], all(has_end for _, has_end in weighed)
+
+    def _answer_start(self, before: Sequence[Message], text: str, tools: str | None) -> int:
+        """Return where the answer begins in `text`: behind what the template writes when asked for an answer."""
+        asked = self._render(before, tools, answer_next=True)
+        if text.startswith(asked):
+            return len(asked)
+        return next((i for i, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b), min(len(asked), len(text)))
+
+    def _weigh(self, text: str, answers: list[tuple[int, int]]) -> tuple[Segment, bool]:
+        """Tokenize `text`; tokens inside an answer weigh 1, except what follows its end-of-turn token."""
+        ids, offsets = self._tokenize(text, [start for start, _ in answers])
+        weight = [1.0 if self.train_on_prompt else 0.0] * len(ids)
+        has_end = True
+        for start, end in answers:
+            inside = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end and b > a]
+            last = next((n for n in reversed(range(len(inside))) if ids[inside[n]] in self._end_ids), None)
+            if last is not None and not "".join(text[slice(*offsets[i])] for i in inside[last + 1 :]).strip():
+                inside = inside[: last + 1]
+            else:
+                has_end = False
+            for i in inside:
+                weight[i] = 1.0
+        return Segment(tokens=ids, weight=weight), has_end
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        end = self.tokenizer.eos_token_id
+        return frozenset([*self.control_tokens.values(), *([end] if end is not None else [])])
+
+    def _tokenize(
+        self, text: str, borders: Sequence[int], *, add_special_tokens: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return ids and character ranges in `text`, with a token border at each of `borders`, without marks."""
+        encoded = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        crossed = [border for border in borders if any(a < border < b for a, b in offsets)]
+        if crossed:
+            marked, last = "", 0
+            for border in crossed:
+                marked, last = marked + text[last:border] + MARK, border
+            return self._unmarked(marked + text[last:], crossed, add_special_tokens=add_special_tokens)
+        if MARK in text:
+            return self._unmarked(text, (), add_special_tokens=add_special_tokens)
+        return list(ids), list(offsets)
+
+    def _unmarked(
+        self, marked: str, borders: Sequence[int], *, add_special_tokens: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenize text with marks and drop their tokens; ranges count characters without the `borders` marks."""
+        encoded = self.tokenizer(marked, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        kept: list[tuple[int, tuple[int, int]]] = []
+        for token, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if b > a and not marked[a:b].strip(MARK):
+                continue
+            # Marks that stood in the text before still count as characters; only those set at borders do not.
+            shift_a = sum(border + n < a for n, border in enumerate(borders))
+            shift_b = sum(border + n < b for n, border in enumerate(borders))
+            kept.append((token, (a - shift_a, b - shift_b)))
+        return [token for token, _ in kept], [offset for _, offset in kept]
