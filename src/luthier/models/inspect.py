@@ -1,0 +1,107 @@
+"""Look at a model folder before any library opens it: what is there, what is damaged, what would run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import ModelError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+LARGEST_HEADER_BYTES = 100_000_000
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, is_adapter: bool = False) -> None:
+    """Raise ModelError for a model folder that is incomplete, damaged, or would run or unpickle something."""
+    there = sorted(p.name for p in folder.iterdir())
+    config = "adapter_config.json" if is_adapter else "config.json"
+    if config not in there:
+        raise ModelError(f"{folder} has no {config}; there are: {', '.join(there[:12]) or 'no files'}", code="model_incomplete")
+    if not is_adapter:
+        if not any(name in there for name in TOKENIZER_FILES):
+            raise ModelError(
+                f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the files of the original model",
+                code="model_no_tokenizer",
+            )
+        _check_remote_code(folder, allow_remote_code=allow_remote_code)
+    _check_weights(folder, there, allow_pickle=allow_pickle)
+
+
+def _check_remote_code(folder: Path, *, allow_remote_code: bool) -> None:
+    named: set[str] = set()
+    for path in folder.glob("*.json"):
+        if path.stat().st_size < 5_000_000 and path.name != "tokenizer.json":
+            named |= _auto_maps(_json(path))
+    if named and not allow_remote_code:
+        files = ", ".join(f"{p.name} ({p.stat().st_size} bytes)" for p in sorted(folder.glob("*.py"))) or "from the hub"
+        raise ModelError(
+            f"{folder} wants to run its own code ({', '.join(sorted(named))}; files: {files}); read it, "
+            "then set allow_remote_code=true on the command line",
+            code="model_remote_code",
+        )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; download it again", code="model_damaged") from error
+
+
+def _auto_maps(value: Any) -> set[str]:
+    """Return every class that an `auto_map` anywhere in a config names, nested configs included."""
+    if isinstance(value, dict):
+        own = {str(target) for target in dict(value.get("auto_map") or {}).values()}
+        return own.union(*(_auto_maps(inner) for inner in value.values()))
+    return set().union(*(_auto_maps(inner) for inner in value)) if isinstance(value, list) else set()
+
+
+def _check_weights(folder: Path, there: list[str], *, allow_pickle: bool) -> None:
+    tensors = [name for name in there if name.endswith(".safetensors")]
+    pickles = [name for name in there if name.endswith(PICKLES) and "training_args" not in name]
+    if not tensors and not pickles:
+        raise ModelError(f"{folder} has no weights (*.safetensors); there are: {', '.join(there[:12])}", code="model_incomplete")
+    if not tensors and not allow_pickle:
+        raise ModelError(
+            f"{folder} has only pickled weights ({pickles[0]}), which can run code when loaded; convert them to "
+            "safetensors, or set allow_pickle=true to read them with torch's weights-only reader",
+            code="model_pickle",
+        )
+    for name in tensors:
+        check_safetensors(folder / name)
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(dict(_json(index).get("weight_map", {})).values())
+        missing = sorted(shards - set(there))
+        if missing:
+            raise ModelError(f"{index} names {missing[0]}, which is not in {folder}; download it again", code="model_damaged")
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise ModelError with expected and real bytes when a safetensors file is damaged."""
+    real = path.stat().st_size
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if real < 8 or size > min(real - 8, LARGEST_HEADER_BYTES):
+            raise ModelError(f"{path} is damaged: its header claims {size} bytes, the file has {real}; download it again",
+                             code="model_damaged")  # fmt: skip
+        try:
+            header = json.loads(file.read(size))
+            tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
+            ends = [int(facts["data_offsets"][1]) for facts in tensors.values()]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ModelError(f"{path} is damaged: its header is no table of tensors; download it again",
+                             code="model_damaged") from error  # fmt: skip
+    expected = 8 + size + max(ends, default=0)
+    if expected != real:
+        raise ModelError(f"{path} is damaged: {expected} bytes expected, {real} found; download it again", code="model_damaged")
+    for name, facts in tensors.items():
+        count = 1
+        for side in facts["shape"]:
+            count *= side
+        start, end = facts["data_offsets"]
+        width = _BYTES.get(facts["dtype"])
+        if width is not None and end - start != count * width:
+            raise ModelError(f"{path} is damaged: {name} of shape {facts['shape']} has {end - start} bytes", code="model_damaged")

@@ -1,0 +1,185 @@
+"""ModelConfig -> tokenizer and model: resolve the name, look before loading, choose dtype, put kernels in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from luthier.config.schema import ModelConfig
+from luthier.core.anatomy import family_of
+from luthier.core.errors import ModelError
+from luthier.core.log import logger, printable, say_once
+from luthier.core.registry import did_you_mean
+from luthier.models.aliases import ALIASES, locate
+from luthier.models.device import Placement
+from luthier.models.inspect import check_folder
+from luthier.models.patch import FOREST, install, register_attention
+from luthier.runs.store import list_checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model's parts are."""
+
+    base: str
+    """Folder or hub name of the whole model."""
+    adapter: Path | None = None
+    """Folder of an adapter on top of it."""
+    public_base: str = ""
+    """The base as others should find it: hub name for an alias, path otherwise."""
+
+
+def resolve(name: str) -> ModelFiles:
+    """Find the files behind an alias, folder, run directory, checkpoint or hub name.
+
+    Raises ModelError when there is nothing.
+    """
+    if name in ALIASES:
+        return ModelFiles(locate(name), public_base=ALIASES[name].hub)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _resolve_folder(path)
+    if path.exists():
+        raise ModelError(f"{path} is a file; expected a model folder, run directory or alias", code="model_missing")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = [*ALIASES, *(p.name for p in path.parent.iterdir() if p.is_dir())] if path.parent.is_dir() else [*ALIASES]
+        raise ModelError(
+            f"model {printable(name)} is neither a folder ({path.absolute()}) nor an alias ({', '.join(ALIASES)}) "
+            f"nor a hub name like organisation/model{did_you_mean(name, known)}",
+            code="model_missing",
+        )
+    return ModelFiles(name, public_base=name)
+
+
+def _resolve_folder(path: Path) -> ModelFiles:
+    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    if (path / "status.json").is_file() and not has_weights:
+        checkpoints = list_checkpoints(path)
+        if not checkpoints:
+            raise ModelError(f"run {path} has neither final weights nor a checkpoint yet", code="model_incomplete")
+        say_once(f"{path} is not finished; its newest checkpoint {checkpoints[0].name} is used")
+        return _resolve_folder(checkpoints[0])
+    if (path / "adapter_config.json").is_file():
+        base = resolve(_base_name(path))
+        return ModelFiles(base.base, path, base.public_base)
+    return ModelFiles(str(path), public_base=str(path))
+
+
+def _base_name(adapter: Path) -> str:
+    """Return the base of an adapter: as the run that made it named it, else as peft wrote it."""
+    for folder in (adapter, adapter.parent):
+        config = folder / "config.yaml"
+        if config.is_file():
+            named = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model", {}).get("model_name_or_path")
+            if named and Path(named).expanduser().absolute() not in (adapter.absolute(), adapter.parent.absolute()):
+                return str(named)
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not named:
+        raise ModelError(f"{adapter}/adapter_config.json does not name the base model", code="model_incomplete")
+    return str(named)
+
+
+def load_tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
+    """Load the tokenizer that lies beside the adapter, else the base model's."""
+    from transformers import AutoTokenizer
+
+    folder = files.base
+    if files.adapter is not None and (files.adapter / "tokenizer_config.json").is_file():
+        folder = str(files.adapter)
+    _look(files, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=config.model_revision, trust_remote_code=config.allow_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"tokenizer of {files.public_base}: {_first_line(error)}", code="model_missing") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _look(files: ModelFiles, config: ModelConfig) -> None:
+    options = {"allow_remote_code": config.allow_remote_code, "allow_pickle": config.allow_pickle}
+    if Path(files.base).is_dir():
+        check_folder(Path(files.base), **options)
+    if files.adapter is not None:
+        check_folder(files.adapter, **options, is_adapter=True)
+
+
+def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
+    """Load the base model, frozen, without adapter and kernels. Raises ModelError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _look(files, config)
+    register_attention()
+    options: dict[str, Any] = {"revision": config.model_revision, "trust_remote_code": config.allow_remote_code}
+    try:
+        facts = AutoConfig.from_pretrained(files.base, **options)
+        packed = config.kernels == "auto" and bool(family_of(facts.model_type).kernels)
+        model = AutoModelForCausalLM.from_pretrained(
+            files.base,
+            dtype=placement.dtype,
+            attn_implementation=FOREST if packed else "sdpa",
+            use_safetensors=None if config.allow_pickle else True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"model {files.public_base} cannot be loaded: {_first_line(error)}", code="model_missing") from error
+    return model.to(placement.device).requires_grad_(False)
+
+
+def _first_line(error: Exception) -> str:
+    return printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300).strip("'")
+
+
+def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    """Put an adapter folder onto the base model. Raises ModelError when the shapes differ."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"adapter {adapter} does not fit this base model: {_first_line(error)}", code="model_adapter") from error
+
+
+def put_kernels(model: Any, config: ModelConfig) -> None:
+    """Install kernels where the settings want them, and say which."""
+    if config.kernels == "off":
+        logger.info("kernels: off, plain transformers")
+    elif lines := install(model):
+        logger.info("kernels: %s", ", ".join(lines))
+
+
+def load_for_inference(config: ModelConfig, placement: Placement, *, with_adapter: bool = True) -> tuple[Any, Any]:
+    """Return (model, tokenizer) ready to answer; `with_adapter=False` gives the untouched base."""
+    files = resolve(config.model_name_or_path)
+    adapters = [files.adapter] if files.adapter else []
+    if config.adapter_name_or_path:
+        adapters.append(resolve_adapter(config.adapter_name_or_path))
+    tokenizer = load_tokenizer(files if not adapters else ModelFiles(files.base, adapters[-1], files.public_base), config)
+    model = load_model(files, config, placement)
+    for adapter in adapters if with_adapter else []:
+        model = load_adapter(model, adapter, trainable=False)
+    model.eval()
+    put_kernels(model, config)
+    return model, tokenizer
+
+
+def resolve_adapter(name: str) -> Path:
+    """Return the adapter folder behind a run directory, checkpoint or folder. Raises ModelError when it has none."""
+    path = Path(name).expanduser()
+    files = resolve(name) if path.is_dir() else None
+    if files is None or files.adapter is None:
+        raise ModelError(f"{printable(name)} holds no adapter (adapter_config.json)", code="model_adapter")
+    return files.adapter
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Return (all, learning) parameters; tied ones count once."""
+    every = {id(p): p for p in model.parameters()}.values()
+    return sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)

@@ -1,0 +1,1 @@
+"""Run directories: the truth about training, as files. Never imports torch."""

@@ -1,0 +1,226 @@
+"""Checkpoints: written aside, synced, hashed, renamed; verified before use; restored bit by bit.
+
+A checkpoint is a Hugging Face or peft folder plus `optimizer.safetensors`, `rng.safetensors`, `state.json` and
+`manifest.json` with the size and SHA-256 of every file. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import luthier
+from luthier.core.errors import RunError, TrainingError
+from luthier.core.faults import fault_point
+from luthier.core.log import logger
+from luthier.core.paths import sync_folder
+from luthier.runs.store import checkpoint_step, list_checkpoints
+
+FORMAT = 1
+SPARE_SHARE = 0.05
+"""Space that stays free on the disk beyond the checkpoint itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, needed_bytes: int) -> Path:
+    """Write a checkpoint by `write(folder)` and return its final path.
+
+    Raises TrainingError when the disk is full; checkpoints that were there stay as they are.
+    """
+    _check_space(run, needed_bytes)
+    target = run / f"checkpoint-{step}"
+    temporary = run / f"tmp-{step}-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        fault_point("checkpoint.begin")
+        write(temporary)
+        fault_point("checkpoint.written")
+        seal(temporary, step)
+        _put_in_place(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(
+            f"checkpoint-{step} could not be written: {error}; earlier checkpoints are intact", code="disk_full"
+        ) from error
+    return target
+
+
+def _check_space(run: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(run).free
+    if free < needed_bytes * (1 + SPARE_SHARE):
+        raise TrainingError(
+            f"disk full: a checkpoint takes {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free in {run}; "
+            "earlier checkpoints are intact",
+            code="disk_full",
+        )
+
+
+def seal(folder: Path, step: int) -> None:
+    """Sync every file of `folder` and write the manifest."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        fault_point("checkpoint.synced")
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
+    manifest = {"format": FORMAT, "step": step, "luthier": luthier.__version__, "torch": torch.__version__, "files": files}
+    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        fault_point("checkpoint.manifest")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    fault_point("checkpoint.before_rename")
+    if target.exists():
+        if damage(target) is None:  # the same step was saved before, whole
+            shutil.rmtree(temporary)
+            return
+        bad = target.with_name(f"trash-bad-{target.name}-{os.getpid()}")
+        target.rename(bad)
+        fault_point("checkpoint.moved_bad")
+    temporary.rename(target)
+    fault_point("checkpoint.renamed")
+    sync_folder(target.parent)
+    fault_point("checkpoint.done")
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every file has the size and hash of the manifest."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json is missing or damaged"
+    if manifest.get("format") != FORMAT:
+        return f"format {manifest.get('format')} is not known to this version"
+    if manifest.get("step") != checkpoint_step(path) and checkpoint_step(path) is not None:
+        return f"the manifest is of step {manifest.get('step')}"
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != facts["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, {facts['bytes']} expected"
+        if _hash(file) != facts["sha256"]:
+            return f"{name} does not have the hash of the manifest"
+    return None
+
+
+def newest_good(run: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies and can be resumed; damaged ones are named on the way."""
+    for path in list_checkpoints(run):
+        wrong = damage(path)
+        if wrong is None:
+            return open_checkpoint(path)
+        logger.warning("%s is damaged (%s); going back to the one before", path.name, wrong)
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint whose files verify. Raises RunError naming the file that does not."""
+    if not path.is_dir():
+        raise RunError(f"checkpoint {path} does not exist", code="run_no_checkpoint")
+    wrong = damage(path)
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: {wrong}", code="run_damaged_checkpoint")
+    if not (path / "state.json").is_file():
+        raise RunError(f"{path} holds only a model (save_only_model: true) and cannot be resumed", code="run_no_checkpoint")
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(path, int(state["step"]), state)
+
+
+def prune(run: Path, keep_newest: int, keep: Path | None) -> None:
+    """Remove old checkpoints but `keep_newest`, `keep` (the best), and always the newest one that verifies."""
+    if keep_newest <= 0:
+        return
+    every = list_checkpoints(run)
+    newest_verified = next((path for path in every if damage(path) is None), None)
+    for path in every[keep_newest:]:
+        if path not in (keep, newest_verified):
+            trash = path.with_name(f"trash-{path.name}-{os.getpid()}")
+            fault_point("prune.before_rename")
+            path.rename(trash)
+            sync_folder(run)
+            fault_point("prune.renamed")
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> dict[str, Any]:
+    """Write optimizer tensors by parameter name; return the numbers that are no tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{names[id(parameter)]}|{key}"] = value.contiguous()
+            else:
+                numbers[f"{names[id(parameter)]}|{key}"] = value
+    save_file(tensors, folder / "optimizer.safetensors")
+    return numbers
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter], folder: Path, numbers: dict[str, Any]
+) -> None:
+    """Put back what `save_optimizer` wrote. Raises RunError when the parameters differ."""
+    stored: dict[str, Any] = {**load_file(folder / "optimizer.safetensors"), **numbers}
+    unknown = sorted({key.rpartition("|")[0] for key in stored} - set(parameters))
+    if unknown:
+        raise RunError(f"{folder} was made with other trained parameters: {unknown[0]} is not one of them now")
+    for key, value in stored.items():
+        name, _, what = key.rpartition("|")
+        optimizer.state[parameters[name]][what] = value
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Return the random states of Python, numpy, torch and every GPU as byte tensors."""
+    python = json.dumps(random.getstate()).encode()
+    numpy_state = np.random.get_state(legacy=False)
+    key = numpy_state["state"]["key"].tolist()  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    facts = {**numpy_state, "state": {**numpy_state["state"], "key": key}}  # pyright: ignore
+    states = {"torch": torch.get_rng_state()}
+    states |= {name: torch.frombuffer(bytearray(raw), dtype=torch.uint8) for name, raw in
+               (("python", python), ("numpy", json.dumps(facts).encode()))}  # fmt: skip
+    if torch.cuda.is_available():
+        states |= {f"cuda-{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_states(states: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    version, inner, gauss = json.loads(bytes(states["python"].tolist()))
+    random.setstate((version, tuple(inner), gauss))
+    facts = json.loads(bytes(states["numpy"].tolist()))
+    facts["state"]["key"] = np.asarray(facts["state"]["key"], dtype=np.uint32)
+    np.random.set_state(facts)
+    if torch.cuda.is_available() and "cuda-0" in states:
+        torch.cuda.set_rng_state_all([states[f"cuda-{i}"] for i in range(torch.cuda.device_count())])

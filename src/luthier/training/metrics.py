@@ -1,0 +1,89 @@
+"""(sum, count) means over batches and ranks, peak memory, and the progress line."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Means:
+    """Adds up (sum, count) pairs; a mean is formed once, over everything."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add one batch."""
+        for name, (total, count) in metrics.items():
+            pair = torch.stack([total.detach().double().cpu(), count.detach().double().cpu()])
+            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+
+    def take(self, reduce: Any) -> dict[str, float]:
+        """Return the means over all ranks and start again; `reduce` sums a tensor over ranks."""
+        pairs = {name: reduce(pair) for name, pair in self._totals.items()}
+        self._totals = {}
+        return {name: float(pair[0] / pair[1]) if pair[1] else float("nan") for name, pair in pairs.items()}
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest memory so far: of the GPU where one computes, of the process otherwise."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Progress:
+    """One bar on a terminal; elsewhere one plain line a logging step."""
+
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self.total, self.quiet = total, quiet
+        self.on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._durations: deque[float] = deque(maxlen=50)
+        self._last = time.monotonic()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Show one training line: `values` has loss, tokens_per_second and peak_memory_bytes."""
+        now = time.monotonic()
+        self._durations.append(now - self._last)
+        self._last = now
+        if self.quiet:
+            return
+        left = statistics.median(self._durations) * (self.total - step)
+        text = (
+            f"step {step}/{self.total}  loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s  "
+            f"{clock(left)} left  {values['peak_memory_bytes'] / 1e9:.1f} GB"
+        )
+        if self.on_terminal:
+            width = 24
+            done = round(width * step / max(1, self.total))
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            bar = f"[{'#' * done}{'.' * (width - done)}] {text}"[: columns - 1]
+            print(f"\r\x1b[K{bar}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Leave the bar's line."""
+        if self.on_terminal and not self.quiet:
+            print(file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> clock(75), clock(3700)
+    ('1:15', '1:01:40')
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,65 @@
+"""Parameter groups, optimizers, schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.config.schema import TrainConfig
+from luthier.core.errors import ConfigError
+
+
+def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that learn, by name, tied ones once. Raises ConfigError when there are none."""
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError("no parameter learns under this tuning")
+    return found
+
+
+def make_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay acts on matrices, not on biases and norms."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return _OPTIMIZERS[config.optim]([group for group in groups if group["params"]], config)
+
+
+def _adamw(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_epsilon)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
+    "adamw_torch": _adamw,
+    "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.learning_rate),
+    "adafactor": lambda groups, c: torch.optim.Adafactor(groups, lr=c.learning_rate),
+    "rmsprop": lambda groups, c: torch.optim.RMSprop(groups, lr=c.learning_rate, eps=c.adam_epsilon),
+    "adagrad": lambda groups, c: torch.optim.Adagrad(groups, lr=c.learning_rate),
+}
+
+
+def warmup_steps(config: TrainConfig, total_steps: int) -> int:
+    """Return optimizer steps of warm-up. Raises ConfigError when they fill the whole run."""
+    asked = config.warmup_steps or config.warmup_ratio
+    steps = ceil(asked * total_steps) if asked < 1 else int(asked)
+    if steps > total_steps:
+        raise ConfigError(f"warm-up takes {steps} steps, the whole run only {total_steps}; lower warmup_steps")
+    return steps
+
+
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    """Return the learning-rate schedule. Raises ConfigError naming the known ones."""
+    from transformers import SchedulerType, get_scheduler
+
+    known = [each.value for each in SchedulerType]
+    if config.lr_scheduler_type not in known:
+        raise ConfigError(f"unknown lr_scheduler_type {config.lr_scheduler_type!r}; it may be one of: {', '.join(known)}")
+    try:
+        return get_scheduler(config.lr_scheduler_type, optimizer, warmup_steps(config, total_steps), total_steps)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"lr_scheduler_type {config.lr_scheduler_type}: {error}") from error
