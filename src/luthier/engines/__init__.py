@@ -1,0 +1,1 @@
+"""Prompts -> completions, one file an engine."""

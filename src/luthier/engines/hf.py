@@ -1,0 +1,98 @@
+"""Generation through transformers: the slow, plain engine that others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.core.registry import ENGINES
+from luthier.core.types import Completion, Prompt, Sampling
+
+
+@ENGINES.register("hf")
+class HfEngine:
+    """Shares the module that it is given; left-pads prompts of a batch."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.version = 0
+
+    def sync(self, model: nn.Module, version: int) -> None:
+        """Adopt new weights; the module is shared, so only the version moves."""
+        self.model, self.version = model, version
+
+    def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
+        """Return `n` completions for each prompt, in the order of the prompts; longest prompts run first."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        answers: list[list[Completion]] = [[] for _ in prompts]
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            for index, completion in self._batch([(i, prompts[i]) for i in chosen for _ in range(n)], how):
+                answers[index].append(completion)
+        return answers
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[tuple[int, Prompt]], how: Sampling) -> list[tuple[int, Completion]]:
+        width = max(len(prompt) for _, prompt in prompts)
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for _, p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for _, p in prompts], device=self.model.device)
+        out = self.model.generate(input_ids=ids, attention_mask=mask, **self._options(how))
+        return [(i, self._completion(p, row[width:].tolist())) for (i, p), row in zip(prompts, out, strict=True)]
+
+    def _completion(self, prompt: Prompt, tokens: list[int]) -> Completion:
+        ends = [i for i, token in enumerate(tokens) if token in self.end_ids]
+        kept = tokens[: ends[0] + 1] if ends else tokens
+        return Completion(
+            prompt_tokens=tuple(prompt), tokens=tuple(kept), finish_reason="stop" if ends else "length", version=self.version
+        )
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Return the ids that end an answer: the model's own and the tokenizer's."""
+        own = self.model.generation_config.eos_token_id
+        ids = own if isinstance(own, list) else [own]
+        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
+
+    def _options(self, how: Sampling) -> dict[str, Any]:
+        if how.sampling_seed is not None:
+            torch.manual_seed(how.sampling_seed)
+        options: dict[str, Any] = {"do_sample": how.temperature > 0}
+        if how.temperature > 0:
+            options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+        return {
+            **options,
+            "max_new_tokens": how.max_new_tokens,
+            "repetition_penalty": how.repetition_penalty,
+            "eos_token_id": self.end_ids,
+            "pad_token_id": self.tokenizer.pad_token_id or 0,
+            "use_cache": True,
+        }
+
+    def stream(self, prompt: Prompt, how: Sampling) -> Iterator[str]:
+        """Yield the text of one completion as it grows. An error of the model is raised here, not lost in a thread."""
+        from transformers import TextIteratorStreamer
+
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        ids = torch.tensor([list(prompt)], device=self.model.device)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with torch.inference_mode():
+                    mask = torch.ones_like(ids)
+                    self.model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **self._options(how))
+            except BaseException as error:  # noqa: BLE001  handed to the reader below
+                failure.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        yield from (text for text in streamer if text)
+        thread.join()
+        if failure:
+            raise failure[0]

@@ -1,0 +1,46 @@
+"""training_loss.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.runs.store import read_events
+
+
+def plot_loss(run: Path) -> Path | None:
+    """Draw loss and evaluation loss by step; None when nothing was logged."""
+    train, held_out = read_events(run, "train"), read_events(run, "eval")
+    if not train:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    steps, losses = [e["step"] for e in train], [e["loss"] for e in train]
+    axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
+    axes.plot(steps, smoothed(losses), color="tab:blue", label="loss, smoothed")
+    if held_out:
+        axes.plot([e["step"] for e in held_out], [e["eval_loss"] for e in held_out], "o-", color="tab:orange", label="eval_loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per token")
+    axes.legend()
+    path = run / "training_loss.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def smoothed(values: list[float | None], keep: float = 0.9) -> list[float]:
+    """Return a debiased exponential mean.
+
+    >>> smoothed([1.0, 1.0])
+    [1.0, 1.0]
+    """
+    mean, weight, out = 0.0, 0.0, []
+    for value in values:
+        mean = keep * mean + (1 - keep) * (value or 0.0)
+        weight = keep * weight + (1 - keep)
+        out.append(mean / weight)
+    return out

@@ -1,0 +1,97 @@
+"""What a checkpoint holds beside the model, and how it comes back: optimizer, schedule, random states, place in the data."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import luthier
+from luthier.core.errors import RunError
+from luthier.core.log import logger
+from luthier.data.loader import Cursor
+from luthier.training.checkpoint import Checkpoint, load_optimizer, random_states, restore_random_states, save_optimizer
+
+if TYPE_CHECKING:
+    from luthier.training.trainer import Trainer, TrainState
+
+
+def versions() -> dict[str, Any]:
+    """Return what bit-identical losses depend on."""
+    import transformers
+
+    return {
+        "luthier": luthier.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine() + " " + torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def write_state(folder: Path, trainer: Trainer) -> None:
+    """Write everything that resuming needs beside the model."""
+    names = {id(p): name for name, p in trainer.parameters.items()}
+    numbers = save_optimizer(trainer.raw_optimizer, names, folder)
+    save_file(random_states(), folder / "rng.safetensors")
+    plain = {
+        **asdict(trainer.state),
+        "optimizer_numbers": numbers,
+        "learning_rates": [group["lr"] for group in trainer.raw_optimizer.param_groups],
+        "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if isinstance(v, (int, float, list, bool))},
+        "total_steps": trainer.total_steps,
+        "identity": trainer.identity,
+        "versions": versions(),
+    }
+    # Infinity and NaN are allowed here: only luthier reads this file.
+    (folder / "state.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+def read_state(checkpoint: Checkpoint, trainer: Trainer) -> TrainState:
+    """Put a checkpoint's optimizer, schedule and random states into `trainer`; the model was loaded from it before.
+
+    Raises RunError naming the first setting or data fingerprint that differs.
+    """
+    from luthier.training.trainer import TrainState
+
+    stored = checkpoint.state
+    _check_identity(stored["identity"], trainer.identity)
+    _say_differences(stored, trainer)
+    load_optimizer(trainer.raw_optimizer, trainer.parameters, checkpoint.path, stored["optimizer_numbers"])
+    if stored["total_steps"] == trainer.total_steps:
+        trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **stored["schedule"]})
+        for group, rate in zip(trainer.raw_optimizer.param_groups, stored["learning_rates"], strict=True):
+            group["lr"] = rate
+    else:
+        logger.warning("the run was planned for %d steps, now %d: the learning rate follows the new plan",
+                       stored["total_steps"], trainer.total_steps)  # fmt: skip
+        for _ in range(int(stored["step"])):
+            trainer.schedule.step()
+    restore_random_states(load_file(checkpoint.path / "rng.safetensors"))
+    known = {each.name for each in fields(TrainState)}
+    state = TrainState(**{key: value for key, value in stored.items() if key in known})
+    state.cursor = Cursor(**stored["cursor"])
+    return state
+
+
+def _check_identity(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with other data or with settings that change what the loss means."""
+    for key in {**then, **now}:
+        if then.get(key) != now.get(key):
+            what = "the data are not those that the run began with" if key == "data" else f"the setting {key} differs"
+            raise RunError(
+                f"cannot resume: {what}: then {then.get(key)}, now {now.get(key)}; start a new output_dir, or change it back",
+                code="run_changed",
+            )
+
+
+def _say_differences(stored: dict[str, Any], trainer: Trainer) -> None:
+    then, now = stored["versions"], versions()
+    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+    if differing:
+        logger.warning("resuming, but not bit-identically: %s", ", ".join(differing))

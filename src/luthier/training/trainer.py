@@ -1,0 +1,291 @@
+"""The loop: windows, one division, step, evaluate, save. Objectives are arguments; nothing here knows one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.config.schema import TrainConfig
+from luthier.core.batch import PackedBatch
+from luthier.core.errors import Interrupted, TrainingError
+from luthier.core.faults import fault_point
+from luthier.core.log import logger
+from luthier.core.protocols import Objective
+from luthier.data.loader import Cursor, Loader, MapLoader, Window
+from luthier.models.policy import Policy
+from luthier.runs.store import RunStore, list_checkpoints
+from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
+from luthier.training.metrics import Means, Progress, peak_memory_bytes
+from luthier.training.optim import learning_parameters, make_optimizer, make_schedule
+from luthier.training.state import read_state, write_state
+from luthier.training.stop import StopFlag
+
+ROWS_NAMED = 16
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What changes while training, besides tensors."""
+
+    step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+    epoch: float = 0.0
+    tokens: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    last_loss: float = math.nan
+    last_eval_loss: float | None = None
+
+
+class Trainer:
+    """Runs optimizer steps of one objective on one policy."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        config: TrainConfig,
+        *,
+        accelerator: Any,
+        loader: Loader,
+        eval_loader: MapLoader | None,
+        run: RunStore,
+        save_model: Callable[[Path], None],
+        stop: StopFlag,
+        identity: dict[str, Any],
+        quiet: bool = False,
+    ) -> None:
+        self.objective, self.config, self.accelerator = objective, config, accelerator
+        self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
+        self.save_model, self.identity = save_model, identity
+        self.parameters = learning_parameters(policy)
+        self.total_steps = self._total_steps()
+        optimizer = make_optimizer(config, self.parameters)
+        self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
+        # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
+        self.raw_optimizer = optimizer
+        self.schedule = make_schedule(config, optimizer, self.total_steps)
+        self.state = TrainState()
+        self.progress = Progress(self.total_steps, quiet=quiet or not accelerator.is_main_process)
+        self.means = Means()
+        self.seconds_training = 0.0
+
+    # ---- the story
+
+    def fit(self, resume: Checkpoint | None = None) -> TrainState:
+        """Train until the last step, an early stop, or a stop signal; a checkpoint stands at the end."""
+        if resume is not None:
+            self.state = read_state(resume, self)
+            logger.info("resumed from %s", resume.path.name)
+        self._status("running")
+        self.policy.train()
+        windows = self.loader.windows(self.state.cursor)
+        while self.state.step < self.total_steps:
+            self._step(next(windows))
+            if self._is_due(self.config.eval_strategy, self.config.eval_steps) and self.eval_loader is not None:
+                self._evaluate()
+                if self._is_over():
+                    break
+            if self._is_due(self.config.save_strategy, self.config.save_steps) or self.stop.save_now:
+                self.stop.save_now = False
+                self.save()
+            self._leave_if_stopped()
+        self.progress.finish()
+        if self.config.save_strategy != "no" and self.state.step:
+            self.save()
+        return self.state
+
+    def _step(self, window: Window) -> None:
+        began = time.perf_counter()
+        values = self.train_step([batch.to(self.accelerator.device) for batch in window.batches], window)
+        seconds = time.perf_counter() - began
+        state = self.state
+        state.step, state.cursor, state.epoch = state.step + 1, window.next, window.epoch
+        tokens = int(self._sum(torch.tensor(float(sum(batch.segment_tokens for batch in window.batches)))))
+        state.tokens += tokens
+        self.seconds_training += seconds
+        fault_point("train.step")
+        self._log(values, tokens, seconds)
+
+    # ---- the arithmetic
+
+    def train_step(self, batches: Sequence[PackedBatch], window: Window) -> dict[str, float]:
+        """One optimizer update from every batch; the result does not depend on how they are split.
+
+        Returns grad_norm and the learning rate that was used. Raises TrainingError, with the weights as they were, when
+        the loss or the gradient is not finite.
+        """
+        acc = self.accelerator
+        count = self._sum(torch.stack([self.objective.count(batch) for batch in batches]).sum()).clamp(min=1)
+        suspects: list[str] = []
+        for batch in batches:
+            last = batch is batches[-1]
+            with nullcontext() if last else acc.no_sync(self.policy):
+                loss = self.objective(self.policy(batch), batch)
+                acc.backward(loss.total * acc.num_processes / count)  # DDP averages over ranks; undo it
+            self.means.add({"loss": (loss.total, self.objective.count(batch)), **loss.metrics})
+            if not torch.isfinite(loss.total):
+                suspects += batch.origins
+        norm = acc.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or math.inf)
+        if not math.isfinite(float(norm)) or suspects:
+            self._refuse(float(norm), suspects or [origin for batch in batches for origin in batch.origins])
+        learning_rate = self.schedule.get_last_lr()[0]
+        self.raw_optimizer.step()
+        self.schedule.step()
+        self.raw_optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": float(norm), "learning_rate": learning_rate}
+
+    def _refuse(self, norm: float, rows: Sequence[str]) -> None:
+        self.raw_optimizer.zero_grad(set_to_none=True)
+        good = next(iter(list_checkpoints(self.run.path)), None)
+        named = ", ".join(dict.fromkeys(rows[:ROWS_NAMED]))
+        raise TrainingError(
+            f"step {self.state.step + 1}: the loss or gradient is not finite (norm {norm}); the weights were left as they were. "
+            f"Rows: {named}. Last checkpoint: {good or 'none'}. Look at these rows, or lower learning_rate",
+            code="nonfinite",
+        )
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
+
+    # ---- evaluation
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the loss on the evaluation rows, one mean over all of them."""
+        assert self.eval_loader is not None
+        means = Means()
+        self.policy.eval()
+        for batch in self._until_stopped(self.eval_loader.batches()):
+            here = batch.to(self.accelerator.device)
+            loss = self.objective(self.policy(here), here)
+            means.add({"loss": (loss.total, self.objective.count(here))})
+        self.policy.train()
+        return means.take(self._sum)["loss"]
+
+    def _until_stopped(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
+        for batch in batches:
+            if self.stop and self.accelerator.num_processes == 1:
+                self._leave_if_stopped()
+            yield batch
+
+    def _evaluate(self) -> None:
+        eval_loss = self.evaluate()
+        state = self.state
+        state.last_eval_loss = eval_loss
+        self.run.event("eval", step=state.step, epoch=round(state.epoch, 4), eval_loss=eval_loss)
+        self.accelerator.log({"eval_loss": eval_loss}, step=state.step)
+        logger.info("step %d  eval_loss %.4f", state.step, eval_loss)
+        if eval_loss < state.best_loss:
+            state.best_loss, state.best_step, state.evaluations_without_gain = eval_loss, state.step, 0
+            if self.config.load_best_model_at_end:
+                self.save()
+        else:
+            state.evaluations_without_gain += 1
+
+    def _is_over(self) -> bool:
+        patience = self.config.early_stopping_steps
+        if patience and self.state.evaluations_without_gain >= patience:
+            logger.info("stopped early: no better eval_loss in %d evaluations; best at step %d", patience, self.state.best_step)
+            return True
+        return False
+
+    # ---- saving and leaving
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step and prune old ones."""
+        state = self.state
+        target = self.run.path / f"checkpoint-{state.step}"
+        if self.accelerator.is_main_process:
+            began = time.perf_counter()
+            size = sum(p.numel() * p.element_size() for p in self.parameters.values())
+            needed = size * (1 if self.config.save_only_model else 3)
+            write_checkpoint(self.run.path, state.step, self._write, needed_bytes=needed)
+            best = self.run.path / f"checkpoint-{state.best_step}" if self.config.load_best_model_at_end else None
+            prune(self.run.path, self.config.save_total_limit, best)
+            self.run.event("checkpoint", step=state.step, path=target.name, seconds=round(time.perf_counter() - began, 3))
+            self._status("running", checkpoint=target.name)
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def _write(self, folder: Path) -> None:
+        self.save_model(folder)
+        if not self.config.save_only_model:
+            write_state(folder, self)
+
+    def _leave_if_stopped(self) -> None:
+        stopped = torch.tensor(float(bool(self.stop)))
+        if self.accelerator.num_processes > 1:
+            stopped = self._sum(stopped.to(self.accelerator.device))
+        if float(stopped) == 0:
+            return
+        self.progress.finish()
+        number = int(self.stop.exit_signal)
+        if self.config.save_strategy == "no" or self.config.save_only_model:
+            kept = "no checkpoint, because the settings keep none that can be resumed"
+        else:
+            kept = f"{self.save().name} was written; go on with --resume auto"
+        self._status("stopped", stop_reason=f"signal {number}")
+        raise Interrupted(f"stopped at step {self.state.step} of {self.total_steps}: {kept}", signal_number=number)
+
+    # ---- bookkeeping
+
+    def _total_steps(self) -> int:
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        assert self.loader.steps_per_epoch is not None
+        return max(1, math.ceil(self.config.num_train_epochs * self.loader.steps_per_epoch))
+
+    def _is_due(self, strategy: str | None, every: int) -> bool:
+        if strategy == "epoch":
+            return self.state.epoch >= 1 and self.state.cursor.position == 0
+        if strategy == "no":
+            return False
+        return self.state.step % every == 0
+
+    def _log(self, values: dict[str, float], tokens: int, seconds: float) -> None:
+        state = self.state
+        if state.step % self.config.logging_steps and state.step != self.total_steps:
+            return
+        means = self.means.take(self._sum)
+        state.last_loss = means["loss"]
+        line = {
+            **means,
+            **values,
+            "tokens": state.tokens,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "seconds": round(seconds, 4),
+        }
+        self.run.event("train", step=state.step, epoch=round(state.epoch, 4), **line)
+        self.accelerator.log({key: line[key] for key in (*means, *values, "tokens_per_second")}, step=state.step)
+        self.progress.update(state.step, line)
+        self._status("running", every_seconds=1.0)
+
+    def _status(self, state: str, *, every_seconds: float = 0.0, **facts: Any) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        now = time.monotonic()
+        if every_seconds and now - getattr(self, "_status_at", 0.0) < every_seconds:
+            return
+        self._status_at = now
+        here = {"step": self.state.step, "total": self.total_steps, "epoch": round(self.state.epoch, 4), **facts}
+        self.run.set_status(state, **here)
+
+
+def best_checkpoint(run: Path, step: int) -> Path | None:
+    """Return the checkpoint of the best step, or the newest good one."""
+    path = run / f"checkpoint-{step}"
+    if path.is_dir():
+        return path
+    good = newest_good(run)
+    return good.path if good else None

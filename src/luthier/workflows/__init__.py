@@ -1,0 +1,1 @@
+"""Build objects from a RunConfig and run them."""

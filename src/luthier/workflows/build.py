@@ -1,0 +1,171 @@
+"""What several workflows build the same way: template, preparer, data, engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier.config.schema import DataConfig, RunConfig
+from luthier.core.anatomy import family_of
+from luthier.core.errors import ConfigError
+from luthier.core.log import logger
+from luthier.core.registry import OBJECTIVES
+from luthier.core.types import Sampling
+from luthier.data.audit import AuditReport, leakage
+from luthier.data.loader import Layout, Loader, MapLoader, StreamLoader
+from luthier.data.prepare import Preparer, prepare, split_note, stream_units
+from luthier.data.store import UnitStore
+from luthier.data.template import ChatTemplate, apply_named_template
+from luthier.engines.hf import HfEngine
+from luthier.kernels.cpu import prepare_process
+from luthier.models.device import place
+from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
+
+
+@dataclass(slots=True)
+class Data:
+    """Training rows, held-out rows, and what reading them found."""
+
+    train: UnitStore | None
+    train_rows: np.ndarray
+    held_out: UnitStore | None
+    held_out_rows: np.ndarray
+    reports: dict[str, AuditReport]
+
+
+def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTemplate:
+    """Return the chat template that the settings ask for."""
+    apply_named_template(tokenizer, config.template, dict(family_of(model_type).templates))
+    options = {} if config.enable_thinking is None else {"enable_thinking": config.enable_thinking}
+    return ChatTemplate(tokenizer, config.train_on_prompt, config.mask_history, config.default_system, options)
+
+
+def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Preparer:
+    """Return what turns rows into units under these settings."""
+    plain_text = is_pretraining(config)
+    if plain_text:
+        template = ChatTemplate(tokenizer)
+    else:
+        template = make_template(tokenizer, config.data, model_type)
+    return Preparer(template, config.data, plain_text)
+
+
+def is_pretraining(config: RunConfig) -> bool:
+    """Tell whether rows are plain text."""
+    return type(config.objective) is OBJECTIVES.get("pt")
+
+
+def model_type_of(files: ModelFiles, config: RunConfig) -> str:
+    """Return `model_type` of config.json without loading weights."""
+    from transformers import AutoConfig
+
+    options = {"revision": config.model.model_revision, "trust_remote_code": config.model.allow_remote_code}
+    return AutoConfig.from_pretrained(files.base, **options).model_type
+
+
+def read_preparer(config: RunConfig) -> Preparer:
+    """Return a preparer from settings alone, with the tokenizer but without the model."""
+    files = resolve(config.model.model_name_or_path)
+    tokenizer = load_tokenizer(files, config.model)
+    return make_preparer(tokenizer, config, model_type_of(files, config))
+
+
+def read_data(config: RunConfig, preparer: Preparer) -> Data:
+    """Read, check and tokenize training and evaluation rows, and split off val_size.
+
+    Raises DataError under the policy `bad_rows`.
+    """
+    if not config.data.dataset:
+        raise ConfigError("dataset is required: a name in dataset_info.json or a file", code="config_missing")
+    empty = np.zeros(0, dtype=np.int64)
+    reports: dict[str, AuditReport] = {}
+    train, train_rows, held_out, held_out_rows = None, empty, None, empty
+    if not config.data.streaming:
+        train, reports["train"] = prepare(config.data.dataset, preparer)
+        logger.info("data: %s", reports["train"].total())
+        reports["train"].enforce(config.data.bad_rows)
+        train_rows = np.arange(len(train))
+    if config.data.eval_dataset:
+        held_out, reports["eval"] = prepare(config.data.eval_dataset, preparer)
+        logger.info("evaluation data: %s", reports["eval"].total())
+        reports["eval"].enforce(config.data.bad_rows)
+        held_out_rows = np.arange(len(held_out))
+    elif config.data.val_size and train is not None:
+        held_out = train
+        train_rows, held_out_rows = _split(len(train), config.data.val_size, config.train.seed)
+    if train is not None and held_out is not None:
+        found = leakage(train, train_rows, held_out, held_out_rows)
+        for finding in found:
+            reports["train"].add(finding.kind, finding.level, finding.where, finding.message)
+        if found:
+            logger.warning(split_note(found))
+    return Data(train, train_rows, held_out, held_out_rows, reports)
+
+
+def _split(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted training and held-out rows."""
+    held = int(val_size) if val_size >= 1 else max(1, round(val_size * num_rows))
+    if held >= num_rows:
+        raise ConfigError(f"val_size {val_size:g} leaves no row to train on: there are {num_rows}")
+    order = np.random.default_rng(seed).permutation(num_rows)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def make_layout(config: RunConfig, *, packable: bool, rank: int = 0, num_ranks: int = 1) -> Layout:
+    """Return how rows form batches."""
+    packing = is_pretraining(config) if config.data.packing is None else config.data.packing
+    return Layout(
+        rows_per_batch=config.train.per_device_train_batch_size if packable else 1,
+        fill_tokens=config.data.cutoff_len if packing and packable else None,
+        batches_per_window=config.train.gradient_accumulation_steps,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+
+
+def make_loaders(config: RunConfig, data: Data, preparer: Preparer, layout: Layout) -> tuple[Loader, MapLoader | None]:
+    """Return the training loader and, where there are rows for it, the evaluation loader."""
+    seed, shuffle = config.train.seed, not config.data.disable_shuffling
+    loader: Loader
+    if data.train is None:
+        start = stream_units(config.data.dataset, preparer)
+        rows = config.data.buffer_size if shuffle else 1
+        loader = StreamLoader(start, preparer, layout, seed=seed, buffer_rows=rows)
+    else:
+        mix, weights = config.data.mix_strategy, config.data.interleave_probs
+        loader = MapLoader(
+            data.train, data.train_rows, layout, seed=seed, shuffle=shuffle, mix=mix, probabilities=weights
+        )
+    if data.held_out is None:
+        return loader, None
+    per_pass = Layout(
+        rows_per_batch=config.train.per_device_eval_batch_size, rank=layout.rank, num_ranks=layout.num_ranks
+    )
+    return loader, MapLoader(data.held_out, data.held_out_rows, per_pass, seed=seed, shuffle=False)
+
+
+@dataclass(slots=True)
+class Speaker:
+    """A model that answers conversations: template, engine and how to draw."""
+
+    template: ChatTemplate
+    engine: HfEngine
+    how: Sampling
+
+    def decode(self, tokens: Any) -> str:
+        """Return the text of generated tokens, special ones left out."""
+        return self.template.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
+    """Load a model for answering; `with_adapter=False` gives the untouched base of an adapter."""
+    prepare_process(config.model.threads)
+    placement = place(config.model)
+    logger.info("device: %s", placement.reason)
+    model, tokenizer = load_for_inference(config.model, placement, with_adapter=with_adapter)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    template = make_template(tokenizer, config.data, plain.config.model_type)
+    engine = HfEngine(model, tokenizer, batch_size=config.evaluate.predict_batch_size)
+    return Speaker(template, engine, config.generate)
