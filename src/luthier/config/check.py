@@ -50,7 +50,10 @@ RULES: tuple[Rule, ...] = (
         "interleave_probs needs one number for each data set",
     ),
     (
-        lambda c: any(p < 0 for p in c.data.interleave_probs) or (bool(c.data.interleave_probs) and not any(c.data.interleave_probs)),
+        lambda c: (
+            any(p < 0 for p in c.data.interleave_probs)
+            or (bool(c.data.interleave_probs) and not any(c.data.interleave_probs))
+        ),
         "interleave_probs must not be negative, and not all 0",
     ),
     (

@@ -76,7 +76,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 def dump(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return the nested form of `config`, every value included; `load_config` reads it back."""
-    nested = {section: adapter(cls).dump_python(getattr(config, section), mode="json") for section, cls in SECTIONS.items()}
+    nested = {
+        section: adapter(cls).dump_python(getattr(config, section), mode="json") for section, cls in SECTIONS.items()
+    }
     for section, (shelf, _) in SHELVES.items():
         instance = getattr(config, section)
         name = next(name for name, cls in shelf.items() if type(instance) is cls)
@@ -175,7 +177,9 @@ def _route_flat(key: str, value: Any, place: Place, put: Any, problems: list[str
     else:
         known = sorted({*homes(), *compat.RENAMED, *compat.SWITCHES, *SECTIONS, *SHELVES})
         hint = did_you_mean(key, known)
-        problems.append(f"{place}: unknown key {printable(key)} (value {printable(value)}){hint or '; see `luthier explain`'}")
+        problems.append(
+            f"{place}: unknown key {printable(key)} (value {printable(value)}){hint or '; see `luthier explain`'}"
+        )
 
 
 def _default_of(key: str) -> Any:

@@ -187,7 +187,7 @@ class ExportConfig:
     export_format: Literal["merged", "adapter"] = "merged"
     """merged: a whole model; adapter: only what was trained."""
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Number format of merged weights; none means bfloat16 for models trained in it, float32 otherwise."""
+    """Number format of merged weights; none keeps that of the base model."""
     export_size: Annotated[float, Field(gt=0)] = 5.0
     """Largest file, in gigabytes."""
 

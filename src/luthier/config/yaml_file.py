@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import yaml
 
 from luthier.core.errors import ConfigError
 from luthier.core.log import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGEST_FILE_BYTES = 1_000_000
 MOST_NODES = 10_000
@@ -76,7 +78,9 @@ def read_yaml(path: Path) -> Tree:
     if not path.is_file():
         raise ConfigError(f"{path} is a folder or a device; expected a YAML file", code="config_missing_file")
     if path.stat().st_size > LARGEST_FILE_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a YAML of settings has at most {LARGEST_FILE_BYTES}")
+        raise ConfigError(
+            f"{path} has {path.stat().st_size} bytes; a YAML of settings has at most {LARGEST_FILE_BYTES}"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,7 +94,9 @@ def parse_yaml(text: str, source: str) -> Tree:
         nodes = list(yaml.compose_all(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{source}:{line}: not YAML: {error.problem}. A tab, or a missing blank after a colon?") from error
+        raise ConfigError(
+            f"{source}:{line}: not YAML: {error.problem}. A tab, or a missing blank after a colon?"
+        ) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{source}: not YAML: {error}") from error
     if not nodes or nodes[0] is None:
@@ -139,7 +145,9 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: str, line: int) -> Any:
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2].startswith("python"):
-            self.tree.problems.append(f"{self.source}:{line}: tag {printable(node.tag)} is not allowed; nothing was run")
+            self.tree.problems.append(
+                f"{self.source}:{line}: tag {printable(node.tag)} is not allowed; nothing was run"
+            )
             return None
         if getattr(node, "style", None) is None and _SURPRISING.match(str(node.value)):
             self.tree.problems.append(

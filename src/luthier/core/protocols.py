@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from collections.abc import Mapping
 
-from luthier.core.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from luthier.core.types import Completion, Prompt, Sampling
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import numpy as np
 
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding
 from luthier.core.log import logger
-from luthier.data.store import UnitStore
+
+if TYPE_CHECKING:
+    from luthier.data.store import UnitStore
+    import numpy as np
 
 SHOWN_PER_KIND = 20
 KEPT_PER_KIND = 1000
@@ -74,7 +76,11 @@ class AuditReport:
     def total(self) -> str:
         """Return rows, tokens, and every kind of finding with its count, in one line."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.counts.items()) or "no findings"
-        cut = f", {self.cut_tokens} tokens cut ({100 * self.cut_tokens / (self.tokens + self.cut_tokens):.1f} %)" if self.cut_tokens else ""
+        cut = (
+            f", {self.cut_tokens} tokens cut ({100 * self.cut_tokens / (self.tokens + self.cut_tokens):.1f} %)"
+            if self.cut_tokens
+            else ""
+        )
         return (
             f"{self.trained_rows} of {self.rows} rows, {self.tokens} tokens, {self.learned_tokens} learned"
             f"{cut}; {kinds}"
@@ -107,7 +113,9 @@ def leakage(train: UnitStore, train_rows: np.ndarray, held_out: UnitStore, held_
     for i in held_out_rows:
         where = held_out.origins[i]
         if (twin := seen.get(int(held_out.unit_hash[i]))) is not None:
-            found.append(Finding(kind="leak", level="warning", where=where, message=f"the same row is trained on: {twin}"))
+            found.append(
+                Finding(kind="leak", level="warning", where=where, message=f"the same row is trained on: {twin}")
+            )
         elif (twin := asked.get(int(held_out.context_hash[i]))) is not None:
             message = f"the same question is trained on with another answer: {twin}"
             found.append(Finding(kind="leak_question", level="warning", where=where, message=message))

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
-from typing import Protocol
+from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 
 from luthier.core.batch import PackedBatch
 from luthier.core.errors import DataError
-from luthier.core.types import Unit
 from luthier.data.audit import AuditReport
 from luthier.data.pack import pack, plan_batches
-from luthier.data.prepare import Preparer
-from luthier.data.sources import Row, Source
-from luthier.data.store import UnitStore
+
+if TYPE_CHECKING:
+    from luthier.data.store import UnitStore
+    from luthier.data.sources import Row, Source
+    from luthier.data.prepare import Preparer
+    from luthier.core.types import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,9 @@ class MapLoader:
     def plan(self, epoch: int) -> list[list[list[int]]]:
         """Return the windows of an epoch, each a list of batches of unit indices, for all ranks."""
         order = self.order(epoch)
-        batches = plan_batches([int(self.lengths[i]) for i in order], self.layout.rows_per_batch, self.layout.fill_tokens)
+        batches = plan_batches(
+            [int(self.lengths[i]) for i in order], self.layout.rows_per_batch, self.layout.fill_tokens
+        )
         size = self.layout.batches_per_window * self.layout.num_ranks
         named = [[int(order[i]) for i in batch] for batch in batches]
         return [named[i : i + size] for i in range(0, len(named), size)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from luthier.core.batch import PackedBatch, Spans
-from luthier.core.types import Segment, Unit
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.core.types import Segment, Unit
+    from collections.abc import Sequence
 
 MIN_SHARED_TOKENS = 16
 """Shorter common prefixes are computed again: a span of its own would cost more than it saves."""
@@ -69,7 +72,9 @@ def pack(units: Sequence[Unit]) -> PackedBatch:
     segments = [segment for unit in units for segment in unit]
     wanted = [np.flatnonzero(np.asarray(segment.weight)[1:]) + 1 for segment in segments]
     # Token i is predicted by the hidden state of token i - 1, so the last wanted token itself is not computed.
-    tokens = [np.asarray(s.tokens, dtype=np.int64)[: w[-1] if len(w) else 0] for s, w in zip(segments, wanted, strict=True)]
+    tokens = [
+        np.asarray(s.tokens, dtype=np.int64)[: w[-1] if len(w) else 0] for s, w in zip(segments, wanted, strict=True)
+    ]
     forest = _Forest(tokens, [[] for _ in segments])
     forest.grow(list(range(len(segments))), 0, -1)
     rows = [np.concatenate(i)[w - 1] for i, w in zip(forest.index_of, wanted, strict=True) if len(w)]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
@@ -20,6 +18,10 @@ from luthier.data.audit import AuditReport
 from luthier.data.sources import Row, Source, find_sources, read_rows
 from luthier.data.store import StoreBuilder, UnitStore
 from luthier.data.template import ChatTemplate, Rendered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
 CACHE_VERSION = 1
 _KEYS_OF_FORMATS = (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca"), ("text", "text"))
@@ -63,14 +65,18 @@ class Preparer:
     def _checked(self, rendered: Rendered, where: str, report: AuditReport) -> list[Unit]:
         if rendered.special_text:
             spelled = ", ".join(rendered.special_text)
-            report.add("special_text", "warning", where, f"spells the special token {spelled}; it is kept as plain text")
+            report.add(
+                "special_text", "warning", where, f"spells the special token {spelled}; it is kept as plain text"
+            )
         if self.plain_text:
             return self._blocks(rendered.unit)
         limit = self.config.cutoff_len
         longest = max(len(segment.tokens) for segment in rendered.unit)
         if longest > limit and self.config.too_long != "cut":
             level = "error" if self.config.too_long == "fail" else "warning"
-            report.add("too_long", level, where, f"has {longest} tokens, cutoff_len is {limit}; raise it, or set too_long: cut")
+            report.add(
+                "too_long", level, where, f"has {longest} tokens, cutoff_len is {limit}; raise it, or set too_long: cut"
+            )
             return []
         unit = [_cut(segment, limit) for segment in rendered.unit]
         lost = sum(len(a.tokens) - len(b.tokens) for a, b in zip(rendered.unit, unit, strict=True))
@@ -84,9 +90,19 @@ class Preparer:
             )
             return []
         if lost:
-            report.add("answer_cut", "warning", where, f"lost {lost} of {longest} tokens and its end token to cutoff_len {limit}")
+            report.add(
+                "answer_cut",
+                "warning",
+                where,
+                f"lost {lost} of {longest} tokens and its end token to cutoff_len {limit}",
+            )
         elif not rendered.has_end:
-            report.add("no_end_token", "warning", where, "the answer ends without an end token; the model may not learn to stop")
+            report.add(
+                "no_end_token",
+                "warning",
+                where,
+                "the answer ends without an end token; the model may not learn to stop",
+            )
         return [unit]
 
     def _blocks(self, unit: Unit) -> list[Unit]:

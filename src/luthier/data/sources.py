@@ -12,19 +12,33 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding
 from luthier.core.log import printable
 from luthier.core.registry import did_you_mean
 
+if TYPE_CHECKING:
+    from luthier.config.schema import DataConfig
+
 REGISTRY_FILE = "dataset_info.json"
-_KNOWN_KEYS = (
-    "file_name hf_hub_url ms_hub_url om_hub_url script_url cloud_file_name formatting ranking subset split folder "
-    "num_samples columns tags"
-).split()
+_KNOWN_KEYS = [
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "script_url",
+    "cloud_file_name",
+    "formatting",
+    "ranking",
+    "subset",
+    "split",
+    "folder",
+    "num_samples",
+    "columns",
+    "tags",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +67,7 @@ class Row:
 
 def find_sources(names: tuple[str, ...], config: DataConfig) -> list[Source]:
     """Resolve names in dataset_info.json and paths. Raises DataError listing every name that is neither."""
-    registry, problems, sources = _registry(config.dataset_dir), [], []
+    registry, problems, sources = registry_of(config.dataset_dir), [], []
     for name in names:
         try:
             sources.append(_find(name, config, registry))
@@ -64,7 +78,8 @@ def find_sources(names: tuple[str, ...], config: DataConfig) -> list[Source]:
     return sources
 
 
-def _registry(folder: str) -> dict[str, Any]:
+def registry_of(folder: str) -> dict[str, Any]:
+    """Return the entries of dataset_info.json in `folder`; none when there is no such file."""
     path = Path(folder).expanduser() / REGISTRY_FILE
     if folder.startswith("REMOTE:"):
         from huggingface_hub import hf_hub_download
@@ -94,7 +109,9 @@ def _find(name: str, config: DataConfig, registry: Mapping[str, Any]) -> Source:
             )
     here = sorted(registry) + (sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
     where = f"nor a name in {Path(config.dataset_dir) / REGISTRY_FILE}"
-    raise DataError(f"data set {printable(name)} is neither a file ({path.absolute()}) {where}{did_you_mean(name, here)}")
+    raise DataError(
+        f"data set {printable(name)} is neither a file ({path.absolute()}) {where}{did_you_mean(name, here)}"
+    )
 
 
 def _from_entry(name: str, entry: Any, config: DataConfig) -> Source:
@@ -168,7 +185,9 @@ def _decoded(raw: bytes, where: str) -> str | Row:
     except UnicodeDecodeError as error:
         guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else _guess(raw)
         remedy = f"perhaps {guess}: iconv -f {guess} -t UTF-8" if guess else "convert it with iconv"
-        return _bad(where, "not_utf8", f"expected UTF-8, found byte 0x{raw[error.start]:02x} at {error.start}; {remedy}")
+        return _bad(
+            where, "not_utf8", f"expected UTF-8, found byte 0x{raw[error.start]:02x} at {error.start}; {remedy}"
+        )
 
 
 def _guess(raw: bytes) -> str | None:
@@ -229,7 +248,9 @@ def _json_array(path: Path) -> Iterator[Row]:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             wrong = line + text.count("\n", counted, getattr(error, "pos", at))
-            yield _bad(f"{path}:{wrong}", "broken_json", f"not JSON: {printable(error)}; the rest of the file was not read")
+            yield _bad(
+                f"{path}:{wrong}", "broken_json", f"not JSON: {printable(error)}; the rest of the file was not read"
+            )
             return
         yield _object_row(value, where)
         at = _skip_blank(text, end)
@@ -262,7 +283,9 @@ def _csv(path: Path) -> Iterator[Row]:
             where, start = f"{path}:{start}", reader.line_num + 1
             if None in row or None in row.values():
                 given = len(row.get(None) or []) + sum(v is not None for k, v in row.items() if k is not None)  # pyright: ignore
-                yield _bad(where, "broken_csv", f"expected {len(reader.fieldnames or [])} fields, found {given}; quote commas")
+                yield _bad(
+                    where, "broken_csv", f"expected {len(reader.fieldnames or [])} fields, found {given}; quote commas"
+                )
             else:
                 yield Row(where, row)
     except csv.Error as error:

@@ -9,14 +9,16 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from luthier.core.types import Segment, Unit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class UnitStore(Sequence[Unit]):

@@ -11,12 +11,11 @@ the tokens of that character are dropped. The same mark forces a token border wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import jinja2
 
@@ -24,6 +23,9 @@ from luthier.core.errors import ConfigError, ModelError
 from luthier.core.findings import RowError, words
 from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message, Segment, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MARK = "\uf8fe"
 """A private-use character that stands in no text worth training on."""
@@ -92,7 +94,9 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
-            raise ModelError("this model has a slow tokenizer without character offsets; exact loss weights need a fast one")
+            raise ModelError(
+                "this model has a slow tokenizer without character offsets; exact loss weights need a fast one"
+            )
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -161,7 +165,9 @@ class ChatTemplate:
                 **self.options,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RowError("template", "messages", "a conversation that the chat template takes", words(str(error))) from error
+            raise RowError(
+                "template", "messages", "a conversation that the chat template takes", words(str(error))
+            ) from error
 
     def _segments(
         self, messages: Sequence[Message], tools: str | None, *, keep_history: bool
@@ -184,7 +190,9 @@ class ChatTemplate:
         asked = self._render(before, tools, answer_next=True)
         if text.startswith(asked):
             return len(asked)
-        return next((i for i, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b), min(len(asked), len(text)))
+        return next(
+            (i for i, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b), min(len(asked), len(text))
+        )
 
     def _weigh(self, text: str, answers: list[tuple[int, int]]) -> tuple[Segment, bool]:
         """Tokenize `text`; tokens inside an answer weigh 1, except what follows its end-of-turn token."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 
 from luthier.core.findings import RowError, words
 from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 MAX_NEIGHBOURS_SHOWN = 8
 
@@ -23,7 +26,7 @@ def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool
             column,
             "a column of this name",
             words(f"columns {', '.join(there[:MAX_NEIGHBOURS_SHOWN]) or 'none'}"),
-            f'map it: columns: {{{role}: <your column>}}{near}',
+            f"map it: columns: {{{role}: <your column>}}{near}",
         )
     value = row[column]
     if value is None and not required:
@@ -64,7 +67,11 @@ def check_order(messages: Sequence[Message], field: str) -> None:
         before = message.role
     if before != "assistant":
         raise RowError(
-            "no_answer", field, "an answer of the assistant as the last turn", words(f"role {before}"), "remove the last turn"
+            "no_answer",
+            field,
+            "an answer of the assistant as the last turn",
+            words(f"role {before}"),
+            "remove the last turn",
         )
 
 

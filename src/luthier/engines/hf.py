@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from threading import Thread
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 @ENGINES.register("hf")
@@ -48,7 +50,10 @@ class HfEngine:
         ends = [i for i, token in enumerate(tokens) if token in self.end_ids]
         kept = tokens[: ends[0] + 1] if ends else tokens
         return Completion(
-            prompt_tokens=tuple(prompt), tokens=tuple(kept), finish_reason="stop" if ends else "length", version=self.version
+            prompt_tokens=tuple(prompt),
+            tokens=tuple(kept),
+            finish_reason="stop" if ends else "length",
+            version=self.version,
         )
 
     @property

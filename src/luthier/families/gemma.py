@@ -1,7 +1,7 @@
 """Gemma 1, 2 and 3: norms multiply by one plus their weight."""
 
-from luthier.core.protocols import Family
 from luthier.core.anatomy import add_family
+from luthier.core.protocols import Family
 
 add_family(
     Family(

@@ -1,12 +1,19 @@
 """Llama 1 to 3, and models that share its code: SmolLM, Yi, many others."""
 
-from luthier.core.protocols import Family
 from luthier.core.anatomy import add_family
+from luthier.core.protocols import Family
 
 add_family(
     Family(
         model_types=("llama",),
-        templates={"default": None, "llama2": "llama2", "llama3": "llama3", "smollm": "chatml", "smollm2": "chatml", "yi": "chatml"},
+        templates={
+            "default": None,
+            "llama2": "llama2",
+            "llama3": "llama3",
+            "smollm": "chatml",
+            "smollm2": "chatml",
+            "yi": "chatml",
+        },
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )

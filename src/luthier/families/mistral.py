@@ -1,7 +1,7 @@
 """Mistral 7B and its descendants with dense layers."""
 
-from luthier.core.protocols import Family
 from luthier.core.anatomy import add_family
+from luthier.core.protocols import Family
 
 add_family(
     Family(

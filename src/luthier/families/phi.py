@@ -1,7 +1,7 @@
 """Phi 3 and 4: query, key and value share one linear layer, and so do gate and up."""
 
-from luthier.core.protocols import Family
 from luthier.core.anatomy import add_family
+from luthier.core.protocols import Family
 
 add_family(
     Family(

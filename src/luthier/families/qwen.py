@@ -1,7 +1,7 @@
 """Qwen 2, 2.5 and 3."""
 
-from luthier.core.protocols import Family
 from luthier.core.anatomy import add_family
+from luthier.core.protocols import Family
 
 add_family(
     Family(

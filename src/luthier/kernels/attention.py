@@ -7,7 +7,6 @@ mask and a sliding window depend on indices alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +15,10 @@ from torch import Tensor
 
 from luthier.core.batch import Spans
 from luthier.kernels.op import Op, add
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TILE_QUERIES = 256
 
@@ -139,7 +142,7 @@ class _ForestAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, scale, window, softcap):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, scale, window, softcap):
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = q_HTD.new_empty(num_tokens, num_heads, size)
         lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_HTD.device)
@@ -157,7 +160,7 @@ class _ForestAttention(torch.autograd.Function):
         return out_THD
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         q_HTD, k_KTD, v_KTD, out_THD, lse_HT = ctx.saved_tensors
         spans, scale, window, softcap = ctx.options
         num_key_heads, size = k_KTD.shape[0], q_HTD.shape[2]
@@ -203,7 +206,7 @@ def _scatter(into_KTD: Tensor, d_KMD: Tensor, ranges: tuple[tuple[int, int], ...
         done += end - start
 
 
-def _sample(spans: Spans, **options: object):  # noqa: ANN202
+def _sample(spans: Spans, **options: object):
     def make(dtype: torch.dtype) -> tuple[object, ...]:
         generator = torch.Generator().manual_seed(7)
         num_tokens = max(spans.end, default=0)

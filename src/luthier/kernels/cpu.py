@@ -37,7 +37,9 @@ def processor_name() -> str:
     """Return model name and the flags that matter, as figures should name them."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
     return f"{name} ({usable_cores()} cores; {' '.join(flag for flag in known if flag in processor_flags()) or 'no flags'})"
 

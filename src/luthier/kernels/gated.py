@@ -22,12 +22,12 @@ class _SwiGlu(torch.autograd.Function):
     """Keeps only gate and up; the sigmoid is made again."""
 
     @staticmethod
-    def forward(ctx, gate_TF, up_TF):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, gate_TF, up_TF):
         ctx.save_for_backward(gate_TF, up_TF)
         return F.silu(gate_TF).mul_(up_TF)
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         gate_TF, up_TF = ctx.saved_tensors
         d_up = F.silu(gate_TF).mul_(grads[0])
         d_gate = torch.ops.aten.silu_backward(grads[0] * up_TF, gate_TF)
@@ -38,19 +38,19 @@ class _GeGlu(torch.autograd.Function):
     """Keeps only gate and up."""
 
     @staticmethod
-    def forward(ctx, gate_TF, up_TF):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, gate_TF, up_TF):
         ctx.save_for_backward(gate_TF, up_TF)
         return F.gelu(gate_TF, approximate="tanh").mul_(up_TF)
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         gate_TF, up_TF = ctx.saved_tensors
         d_up = F.gelu(gate_TF, approximate="tanh").mul_(grads[0])
         d_gate = torch.ops.aten.gelu_backward(grads[0] * up_TF, gate_TF, approximate="tanh")
         return d_gate, d_up
 
 
-def _sample(num_rows: int, size: int, activation: str):  # noqa: ANN202
+def _sample(num_rows: int, size: int, activation: str):
     def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
         generator = torch.Generator().manual_seed(num_rows)
         gate, up = torch.randn(2, num_rows, size, generator=generator).to(dtype).unbind(0)
@@ -60,7 +60,9 @@ def _sample(num_rows: int, size: int, activation: str):  # noqa: ANN202
 
 
 _SHAPES = ((1, 8), (7, 33), (0, 4), (128, 1024))
-GATED = add(Op("gated", gated_reference, samples=[_sample(*shape, a) for shape in _SHAPES for a in ("silu", "gelu_tanh")]))
+GATED = add(
+    Op("gated", gated_reference, samples=[_sample(*shape, a) for shape in _SHAPES for a in ("silu", "gelu_tanh")])
+)
 
 
 @GATED.backend("torch")

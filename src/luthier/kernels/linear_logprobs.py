@@ -25,7 +25,7 @@ def linear_logprobs_reference(
     bias_V: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    with_entropy: bool = False,  # noqa: FBT001, FBT002
+    with_entropy: bool = False,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor | None]:
     """Return logp [N] and, when asked, entropy [N], both float32, in nats.
 
@@ -61,7 +61,7 @@ class _LinearLogprobs(torch.autograd.Function):
     """See the head of the file."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy):
         num = len(targets_N)
         logp_N = torch.empty(num, dtype=torch.float32, device=hidden_ND.device)
         entropy_N = torch.empty_like(logp_N) if with_entropy else None
@@ -89,7 +89,9 @@ class _LinearLogprobs(torch.autograd.Function):
                     dv_ND[rows] = ((p_CV * (logp_CV + entropy_C1)).neg_() * slope).to(weight_VD.dtype) @ weight_VD
             if du_ND is not None:
                 if softcap is None:
-                    du_ND[rows] = (weight_VD[target_C1[:, 0]] - (exp_CV.to(weight_VD.dtype) @ weight_VD) / sum_C1) * scale
+                    du_ND[rows] = (
+                        weight_VD[target_C1[:, 0]] - (exp_CV.to(weight_VD.dtype) @ weight_VD) / sum_C1
+                    ) * scale
                 else:
                     d_logits_CV = exp_CV.div_(sum_C1).neg_().scatter_add_(1, target_C1, torch.ones_like(sum_C1))
                     du_ND[rows] = d_logits_CV.mul_(slope).to(weight_VD.dtype) @ weight_VD
@@ -98,7 +100,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return logp_N, entropy_N
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         d_logp_N, d_entropy_N = grads
         hidden_ND, weight_VD, targets_N, bias_V, du_ND, dv_ND = ctx.saved_tensors
         d_hidden = d_weight = d_bias = None
@@ -111,7 +113,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return d_hidden, d_weight, None, d_bias, None, None, None
 
 
-def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N):  # noqa: ANN001, ANN202
+def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N):
     """Sum the gradients of a trained head, chunk by chunk, in float32."""
     d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
     d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
@@ -134,7 +136,7 @@ def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_en
     return d_weight.to(weight_VD.dtype), d_bias.to(bias_V.dtype) if d_bias is not None else None
 
 
-def _sample(num: int, hidden: int, vocabulary: int, **options: object):  # noqa: ANN202
+def _sample(num: int, hidden: int, vocabulary: int, **options: object):
     def make(dtype: torch.dtype) -> tuple[object, ...]:
         generator = torch.Generator().manual_seed(num)
         h = torch.randn(num, hidden, generator=generator).to(dtype)
@@ -169,7 +171,7 @@ def linear_logprobs(
     bias_V: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    with_entropy: bool = False,  # noqa: FBT001, FBT002
+    with_entropy: bool = False,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the reference does in chunks; one chunk of logits exists at a time."""
     return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy)  # pyright: ignore

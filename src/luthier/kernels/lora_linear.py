@@ -24,7 +24,7 @@ class _LoraLinear(torch.autograd.Function):
     """Adds the low-rank product into the output in place; A and B may be float32 beside a bfloat16 weight."""
 
     @staticmethod
-    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale):
         x_TI = x.flatten(0, -2)
         low_TR = x_TI @ a_RI.to(x.dtype).t()
         y_TO = F.linear(x_TI, weight_OI, bias_O)
@@ -34,7 +34,7 @@ class _LoraLinear(torch.autograd.Function):
         return y_TO.view(*x.shape[:-1], weight_OI.shape[0])
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         x_TI, weight_OI, a_RI, b_OR, low_TR = ctx.saved_tensors
         dtype = x_TI.dtype
         d_TO = grads[0].flatten(0, -2)
@@ -51,8 +51,8 @@ class _LoraLinear(torch.autograd.Function):
         return d_x, d_weight, d_bias, d_a, d_b, None
 
 
-def _sample(num_rows: int, num_in: int, num_out: int, rank: int, with_bias: bool):  # noqa: ANN202, FBT001
-    def make(dtype: torch.dtype) -> tuple[Tensor | None | float, ...]:
+def _sample(num_rows: int, num_in: int, num_out: int, rank: int, with_bias: bool):  # noqa: FBT001
+    def make(dtype: torch.dtype) -> tuple[Tensor | float | None, ...]:
         generator = torch.Generator().manual_seed(num_in)
         x, weight, bias, a, b = (
             torch.randn(*shape, generator=generator).to(dtype) / shape[-1] ** 0.5
@@ -67,7 +67,12 @@ LORA_LINEAR = add(
     Op(
         "lora_linear",
         lora_linear_reference,
-        samples=[_sample(1, 8, 4, 2, True), _sample(7, 33, 65, 5, False), _sample(0, 4, 4, 1, False), _sample(64, 96, 48, 16, True)],
+        samples=[
+            _sample(1, 8, 4, 2, True),
+            _sample(7, 33, 65, 5, False),
+            _sample(0, 4, 4, 1, False),
+            _sample(64, 96, 48, 16, True),
+        ],
     )
 )
 

@@ -22,7 +22,7 @@ class _RmsNorm(torch.autograd.Function):
     """Keeps the input and one number a row; everything else is made again."""
 
     @staticmethod
-    def forward(ctx, x, weight_D, eps, offset):  # noqa: ANN001, D102, ANN205
+    def forward(ctx, x, weight_D, eps, offset):
         x32 = x.float()
         scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).pow_(2).div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight_D, scale)
@@ -30,7 +30,7 @@ class _RmsNorm(torch.autograd.Function):
         return (x32 * scale).mul_(weight_D.float() + offset).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, D102, ANN205
+    def backward(ctx, *grads):
         x, weight_D, scale = ctx.saved_tensors
         grad32 = grads[0].float()
         normed = x.float() * scale
@@ -43,7 +43,7 @@ class _RmsNorm(torch.autograd.Function):
         return d_x.to(x.dtype), d_weight, None, None
 
 
-def _sample(*shape: int):  # noqa: ANN202
+def _sample(*shape: int):
     def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, float, float]:
         generator = torch.Generator().manual_seed(len(shape))
         x = torch.randn(*shape, generator=generator).to(dtype)
@@ -52,7 +52,9 @@ def _sample(*shape: int):  # noqa: ANN202
     return make
 
 
-RMS_NORM = add(Op("rms_norm", rms_norm_reference, samples=[_sample(1, 8), _sample(2, 5, 33), _sample(0, 4), _sample(64, 576)]))
+RMS_NORM = add(
+    Op("rms_norm", rms_norm_reference, samples=[_sample(1, 8), _sample(2, 5, 33), _sample(0, 4), _sample(64, 576)])
+)
 
 
 @RMS_NORM.backend("torch")

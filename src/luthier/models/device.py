@@ -32,7 +32,9 @@ def place(config: ModelConfig, *, base_learns: bool = False) -> Placement:
     Raises ConfigError when a device is asked for that is not here.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch finds no GPU; set device: auto, or run `luthier doctor`")
+        raise ConfigError(
+            "device: cuda was asked for, but torch finds no GPU; set device: auto, or run `luthier doctor`"
+        )
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     wanted, reason = _dtype(config.dtype, on_gpu=on_gpu)
@@ -49,7 +51,11 @@ def _dtype(asked: str, *, on_gpu: bool) -> tuple[torch.dtype, str]:
     else:
         fast = has_fast_bfloat16()
         flags = " or ".join(FAST_BFLOAT16_FLAGS)
-        why = "the processor multiplies bfloat16" if fast else f"the processor has neither {flags}, so bfloat16 would be slower"
+        why = (
+            "the processor multiplies bfloat16"
+            if fast
+            else f"the processor has neither {flags}, so bfloat16 would be slower"
+        )
     if asked == "float32":
         return torch.float32, "as asked"
     if asked == "bfloat16" and fast:

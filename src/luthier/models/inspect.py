@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from luthier.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -19,7 +21,9 @@ def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, i
     there = sorted(p.name for p in folder.iterdir())
     config = "adapter_config.json" if is_adapter else "config.json"
     if config not in there:
-        raise ModelError(f"{folder} has no {config}; there are: {', '.join(there[:12]) or 'no files'}", code="model_incomplete")
+        raise ModelError(
+            f"{folder} has no {config}; there are: {', '.join(there[:12]) or 'no files'}", code="model_incomplete"
+        )
     if not is_adapter:
         if not any(name in there for name in TOKENIZER_FILES):
             raise ModelError(
@@ -63,7 +67,9 @@ def _check_weights(folder: Path, there: list[str], *, allow_pickle: bool) -> Non
     tensors = [name for name in there if name.endswith(".safetensors")]
     pickles = [name for name in there if name.endswith(PICKLES) and "training_args" not in name]
     if not tensors and not pickles:
-        raise ModelError(f"{folder} has no weights (*.safetensors); there are: {', '.join(there[:12])}", code="model_incomplete")
+        raise ModelError(
+            f"{folder} has no weights (*.safetensors); there are: {', '.join(there[:12])}", code="model_incomplete"
+        )
     if not tensors and not allow_pickle:
         raise ModelError(
             f"{folder} has only pickled weights ({pickles[0]}), which can run code when loaded; convert them to "
@@ -76,7 +82,9 @@ def _check_weights(folder: Path, there: list[str], *, allow_pickle: bool) -> Non
         shards = set(dict(_json(index).get("weight_map", {})).values())
         missing = sorted(shards - set(there))
         if missing:
-            raise ModelError(f"{index} names {missing[0]}, which is not in {folder}; download it again", code="model_damaged")
+            raise ModelError(
+                f"{index} names {missing[0]}, which is not in {folder}; download it again", code="model_damaged"
+            )
 
 
 def check_safetensors(path: Path) -> None:
@@ -96,7 +104,9 @@ def check_safetensors(path: Path) -> None:
                              code="model_damaged") from error  # fmt: skip
     expected = 8 + size + max(ends, default=0)
     if expected != real:
-        raise ModelError(f"{path} is damaged: {expected} bytes expected, {real} found; download it again", code="model_damaged")
+        raise ModelError(
+            f"{path} is damaged: {expected} bytes expected, {real} found; download it again", code="model_damaged"
+        )
     for name, facts in tensors.items():
         count = 1
         for side in facts["shape"]:
@@ -104,4 +114,6 @@ def check_safetensors(path: Path) -> None:
         start, end = facts["data_offsets"]
         width = _BYTES.get(facts["dtype"])
         if width is not None and end - start != count * width:
-            raise ModelError(f"{path} is damaged: {name} of shape {facts['shape']} has {end - start} bytes", code="model_damaged")
+            raise ModelError(
+                f"{path} is damaged: {name} of shape {facts['shape']} has {end - start} bytes", code="model_damaged"
+            )

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import torch
 import yaml
 
-from luthier.config.schema import ModelConfig
 from luthier.core.anatomy import family_of
 from luthier.core.errors import ModelError
 from luthier.core.log import logger, printable, say_once
 from luthier.core.registry import did_you_mean
 from luthier.models.aliases import ALIASES, locate
-from luthier.models.device import Placement
 from luthier.models.inspect import check_folder
 from luthier.models.patch import FOREST, install, register_attention
 from luthier.runs.store import list_checkpoints
+
+if TYPE_CHECKING:
+    from luthier.config.schema import ModelConfig
+    from luthier.models.device import Placement
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ def resolve(name: str) -> ModelFiles:
     if path.exists():
         raise ModelError(f"{path} is a file; expected a model folder, run directory or alias", code="model_missing")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = [*ALIASES, *(p.name for p in path.parent.iterdir() if p.is_dir())] if path.parent.is_dir() else [*ALIASES]
+        known = (
+            [*ALIASES, *(p.name for p in path.parent.iterdir() if p.is_dir())] if path.parent.is_dir() else [*ALIASES]
+        )
         raise ModelError(
             f"model {printable(name)} is neither a folder ({path.absolute()}) nor an alias ({', '.join(ALIASES)}) "
             f"nor a hub name like organisation/model{did_you_mean(name, known)}",
@@ -75,7 +79,9 @@ def _base_name(adapter: Path) -> str:
     for folder in (adapter, adapter.parent):
         config = folder / "config.yaml"
         if config.is_file():
-            named = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model", {}).get("model_name_or_path")
+            named = (
+                (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model", {}).get("model_name_or_path")
+            )
             if named and Path(named).expanduser().absolute() not in (adapter.absolute(), adapter.parent.absolute()):
                 return str(named)
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -129,7 +135,9 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"model {files.public_base} cannot be loaded: {_first_line(error)}", code="model_missing") from error
+        raise ModelError(
+            f"model {files.public_base} cannot be loaded: {_first_line(error)}", code="model_missing"
+        ) from error
     return model.to(placement.device).requires_grad_(False)
 
 
@@ -144,7 +152,9 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"adapter {adapter} does not fit this base model: {_first_line(error)}", code="model_adapter") from error
+        raise ModelError(
+            f"adapter {adapter} does not fit this base model: {_first_line(error)}", code="model_adapter"
+        ) from error
 
 
 def put_kernels(model: Any, config: ModelConfig) -> None:
@@ -161,7 +171,9 @@ def load_for_inference(config: ModelConfig, placement: Placement, *, with_adapte
     adapters = [files.adapter] if files.adapter else []
     if config.adapter_name_or_path:
         adapters.append(resolve_adapter(config.adapter_name_or_path))
-    tokenizer = load_tokenizer(files if not adapters else ModelFiles(files.base, adapters[-1], files.public_base), config)
+    tokenizer = load_tokenizer(
+        files if not adapters else ModelFiles(files.base, adapters[-1], files.public_base), config
+    )
     model = load_model(files, config, placement)
     for adapter in adapters if with_adapter else []:
         model = load_adapter(model, adapter, trainable=False)

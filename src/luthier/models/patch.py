@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from luthier.core.anatomy import family_of, plain_model
-from luthier.core.batch import Spans
 from luthier.core.errors import ModelError
 from luthier.core.log import say_once
-from luthier.core.protocols import Family
 from luthier.kernels.attention import FOREST_ATTENTION
 from luthier.kernels.gated import GATED
 from luthier.kernels.lora_linear import LORA_LINEAR
 from luthier.kernels.rms_norm import RMS_NORM
+
+if TYPE_CHECKING:
+    from luthier.core.batch import Spans
+    from luthier.core.protocols import Family
 
 FOREST = "luthier_forest"
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}

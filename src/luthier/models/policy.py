@@ -46,7 +46,9 @@ class Policy(nn.Module):
                 **self._visibility(plain.config, batch.spans, device),
             ).last_hidden_state[0]
         hidden_ND = hidden_TD.index_select(0, batch.rows)
-        return self._score(plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy)
+        return self._score(
+            plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
+        )
 
     def _visibility(self, config: Any, spans: Spans, device: torch.device) -> dict[str, Any]:
         """Return what tells the model which tokens see which."""
@@ -55,7 +57,10 @@ class Policy(nn.Module):
         dtype = self.autocast or next(self.parameters()).dtype
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
-        masks = {kind: _dense_mask(spans, window if kind == "sliding_attention" else None, dtype).to(device) for kind in kinds}
+        masks = {
+            kind: _dense_mask(spans, window if kind == "sliding_attention" else None, dtype).to(device)
+            for kind in kinds
+        }
         return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
     def _score(self, plain: Any, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
@@ -79,7 +84,9 @@ def _dense_mask(spans: Spans, window: int | None, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible_TT.shape, dtype=dtype).masked_fill_(~visible_TT, torch.finfo(dtype).min)[None, None]
 
 
-def _score_through(head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, scale: float, softcap: float | None) -> Scores:
+def _score_through(
+    head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, scale: float, softcap: float | None
+) -> Scores:
     """Score with a head that is no plain linear layer (an adapter sits on it), 128 rows at a time."""
 
     def chunk(h_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.registry import OBJECTIVES
+from luthier.core.protocols import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.core.batch import Loss, PackedBatch, Scores
-    from luthier.core.protocols import Need
 
 
 def _negative_log_likelihood(scores: Scores, batch: PackedBatch) -> Loss:

@@ -10,17 +10,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TYPE_CHECKING
 
 from luthier.core.errors import RunError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.runs.process import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FINAL_STATES = ("done", "stopped", "failed")
 

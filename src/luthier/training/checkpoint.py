@@ -6,28 +6,28 @@ A checkpoint is a Hugging Face or peft folder plus `optimizer.safetensors`, `rng
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-import luthier
 from luthier.core.errors import RunError, TrainingError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
 from luthier.core.paths import sync_folder
-from luthier.runs.store import checkpoint_step, list_checkpoints
+from luthier.runs.manifest import damage, seal
+from luthier.runs.store import list_checkpoints
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SPARE_SHARE = 0.05
 """Space that stays free on the disk beyond the checkpoint itself."""
 
@@ -39,11 +39,6 @@ class Checkpoint:
     path: Path
     step: int
     state: dict[str, Any]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, needed_bytes: int) -> Path:
@@ -80,23 +75,6 @@ def _check_space(run: Path, needed_bytes: int) -> None:
         )
 
 
-def seal(folder: Path, step: int) -> None:
-    """Sync every file of `folder` and write the manifest."""
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        fault_point("checkpoint.synced")
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    manifest = {"format": FORMAT, "step": step, "luthier": luthier.__version__, "torch": torch.__version__, "files": files}
-    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        fault_point("checkpoint.manifest")
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
-
-
 def _put_in_place(temporary: Path, target: Path) -> None:
     fault_point("checkpoint.before_rename")
     if target.exists():
@@ -110,28 +88,6 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     fault_point("checkpoint.renamed")
     sync_folder(target.parent)
     fault_point("checkpoint.done")
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every file has the size and hash of the manifest."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "manifest.json is missing or damaged"
-    if manifest.get("format") != FORMAT:
-        return f"format {manifest.get('format')} is not known to this version"
-    if manifest.get("step") != checkpoint_step(path) and checkpoint_step(path) is not None:
-        return f"the manifest is of step {manifest.get('step')}"
-    for name, facts in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, {facts['bytes']} expected"
-        if _hash(file) != facts["sha256"]:
-            return f"{name} does not have the hash of the manifest"
-    return None
 
 
 def newest_good(run: Path) -> Checkpoint | None:
@@ -152,7 +108,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if wrong is not None:
         raise RunError(f"{path} is damaged: {wrong}", code="run_damaged_checkpoint")
     if not (path / "state.json").is_file():
-        raise RunError(f"{path} holds only a model (save_only_model: true) and cannot be resumed", code="run_no_checkpoint")
+        raise RunError(
+            f"{path} holds only a model (save_only_model: true) and cannot be resumed", code="run_no_checkpoint"
+        )
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(path, int(state["step"]), state)
 

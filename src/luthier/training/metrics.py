@@ -8,11 +8,13 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Means:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from luthier.config.schema import TrainConfig
 from luthier.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from luthier.config.schema import TrainConfig
+    from collections.abc import Callable
 
 
 def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -58,7 +60,9 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_s
 
     known = [each.value for each in SchedulerType]
     if config.lr_scheduler_type not in known:
-        raise ConfigError(f"unknown lr_scheduler_type {config.lr_scheduler_type!r}; it may be one of: {', '.join(known)}")
+        raise ConfigError(
+            f"unknown lr_scheduler_type {config.lr_scheduler_type!r}; it may be one of: {', '.join(known)}"
+        )
     try:
         return get_scheduler(config.lr_scheduler_type, optimizer, warmup_steps(config, total_steps), total_steps)
     except (TypeError, ValueError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from luthier.runs.store import read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def plot_loss(run: Path) -> Path | None:
@@ -23,7 +25,13 @@ def plot_loss(run: Path) -> Path | None:
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
     axes.plot(steps, smoothed(losses), color="tab:blue", label="loss, smoothed")
     if held_out:
-        axes.plot([e["step"] for e in held_out], [e["eval_loss"] for e in held_out], "o-", color="tab:orange", label="eval_loss")
+        axes.plot(
+            [e["step"] for e in held_out],
+            [e["eval_loss"] for e in held_out],
+            "o-",
+            color="tab:orange",
+            label="eval_loss",
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.legend()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from luthier.data.loader import Cursor
 from luthier.training.checkpoint import Checkpoint, load_optimizer, random_states, restore_random_states, save_optimizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from luthier.training.trainer import Trainer, TrainState
 
 

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from luthier.config.schema import TrainConfig
-from luthier.core.batch import PackedBatch
 from luthier.core.errors import Interrupted, TrainingError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
-from luthier.core.protocols import Objective
 from luthier.data.loader import Cursor, Loader, MapLoader, Window
-from luthier.models.policy import Policy
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
 from luthier.training.optim import learning_parameters, make_optimizer, make_schedule
 from luthier.training.state import read_state, write_state
-from luthier.training.stop import StopFlag
+
+if TYPE_CHECKING:
+    from luthier.config.schema import TrainConfig
+    from luthier.training.stop import StopFlag
+    from luthier.core.batch import PackedBatch
+    from luthier.models.policy import Policy
+    from luthier.core.protocols import Objective
+    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
 ROWS_NAMED = 16
 
@@ -195,7 +197,9 @@ class Trainer:
     def _is_over(self) -> bool:
         patience = self.config.early_stopping_steps
         if patience and self.state.evaluations_without_gain >= patience:
-            logger.info("stopped early: no better eval_loss in %d evaluations; best at step %d", patience, self.state.best_step)
+            logger.info(
+                "stopped early: no better eval_loss in %d evaluations; best at step %d", patience, self.state.best_step
+            )
             return True
         return False
 
@@ -212,7 +216,9 @@ class Trainer:
             write_checkpoint(self.run.path, state.step, self._write, needed_bytes=needed)
             best = self.run.path / f"checkpoint-{state.best_step}" if self.config.load_best_model_at_end else None
             prune(self.run.path, self.config.save_total_limit, best)
-            self.run.event("checkpoint", step=state.step, path=target.name, seconds=round(time.perf_counter() - began, 3))
+            self.run.event(
+                "checkpoint", step=state.step, path=target.name, seconds=round(time.perf_counter() - began, 3)
+            )
             self._status("running", checkpoint=target.name)
         self.accelerator.wait_for_everyone()
         return target

@@ -37,7 +37,9 @@ class Freeze:
             raise ConfigError(f"tuning.layers is {self.layers}; this model has {len(layers)} decoder layers")
         chosen = layers[-self.layers :] if self.layers > 0 else layers[: -self.layers]
         for name in self.modules:
-            parts = [p for layer in chosen for n, p in layer.named_parameters() if name == "all" or name in n.split(".")]
+            parts = [
+                p for layer in chosen for n, p in layer.named_parameters() if name == "all" or name in n.split(".")
+            ]
             self._learn(name, parts, sorted({n.split(".")[0] for n, _ in layers[0].named_parameters()}))
         for name in self.extra_modules:
             parts = [p for n, p in model.named_parameters() if name in n.split(".") and ".layers." not in n]

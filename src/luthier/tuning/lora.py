@@ -45,10 +45,14 @@ class Lora:
         targets = sorted(there) if self.targets == ("all",) else list(self.targets)
         missing = [name for name in targets if name not in there]
         if missing:
-            raise ConfigError(f"lora_target {missing[0]!r} is no linear layer of this model; it has {', '.join(sorted(there))}")
+            raise ConfigError(
+                f"lora_target {missing[0]!r} is no linear layer of this model; it has {', '.join(sorted(there))}"
+            )
         too_thin = [name for name in targets if self.rank > there[name]]
         if too_thin:
-            raise ConfigError(f"lora_rank {self.rank} is above the size of {too_thin[0]} ({there[too_thin[0]]}); lower it")
+            raise ConfigError(
+                f"lora_rank {self.rank} is above the size of {too_thin[0]} ({there[too_thin[0]]}); lower it"
+            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]  # peft takes floats too

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from luthier.config.schema import DataConfig, RunConfig
 from luthier.core.anatomy import family_of
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger
@@ -22,6 +21,9 @@ from luthier.engines.hf import HfEngine
 from luthier.kernels.cpu import prepare_process
 from luthier.models.device import place
 from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
+
+if TYPE_CHECKING:
+    from luthier.config.schema import DataConfig, RunConfig
 
 
 @dataclass(slots=True)

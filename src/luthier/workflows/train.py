@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 import yaml
 
 from luthier.config.load import dump
-from luthier.config.schema import RunConfig
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.log import logger
 from luthier.core.paths import sync_folder, write_whole
@@ -40,12 +39,26 @@ from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, TrainState, best_checkpoint
 from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data
 
+if TYPE_CHECKING:
+    from luthier.config.schema import RunConfig
+
 NOT_MODEL_FILES = ("optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json")
 SETTINGS_THAT_MATTER = ("tuning", "objective", "model", "data")
-LOOP_SETTINGS_THAT_MATTER = (
-    "per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type optim weight_decay adam_beta1 "
-    "adam_beta2 adam_epsilon max_grad_norm seed warmup_ratio warmup_steps"
-).split()
+LOOP_SETTINGS_THAT_MATTER = [
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "warmup_ratio",
+    "warmup_steps",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +89,10 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     accelerator = _accelerator(config, path)
     parts = _assemble(config, resume)
     data = read_data(config, parts.preparer)
-    with _holding(path, config, accelerator) as run, listening(stop, lambda n: run.set_status("stopped", stop_reason=f"signal {n}")):
+    with (
+        _holding(path, config, accelerator) as run,
+        listening(stop, lambda n: run.set_status("stopped", stop_reason=f"signal {n}")),
+    ):
         if accelerator.is_main_process:
             _write_audit(run, data)
         layout = make_layout(
@@ -156,7 +172,11 @@ def _existing_run(path: Path, config: RunConfig) -> Checkpoint | None:
 def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
     status = read_status(path)
     steps = config.train.max_steps if config.train.max_steps > 0 else status.get("total")
-    if status.get("state") != "done" or status.get("step") != steps or status.get("epochs_asked") != config.train.num_train_epochs:
+    if (
+        status.get("state") != "done"
+        or status.get("step") != steps
+        or status.get("epochs_asked") != config.train.num_train_epochs
+    ):
         return None
     logger.info("%s is finished: %s steps; raise num_train_epochs or max_steps to go on", path, status["step"])
     return TrainResult(path, "done", *(status.get(k) for k in ("step", "train_loss", "eval_loss", "tokens_per_second")),  # pyright: ignore
@@ -272,7 +292,9 @@ def _write_audit(run: RunStore, data: Data) -> None:
 def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     """Return what must be equal for a resumed run to mean the same."""
     nested = dump(config)
-    facts = {f"{s}.{k}": v for s in SETTINGS_THAT_MATTER for k, v in nested[s].items() if k not in ("threads", "dataset_dir")}
+    facts = {
+        f"{s}.{k}": v for s in SETTINGS_THAT_MATTER for k, v in nested[s].items() if k not in ("threads", "dataset_dir")
+    }
     facts |= {f"train.{k}": nested["train"][k] for k in LOOP_SETTINGS_THAT_MATTER}
     if data.train is not None:
         facts["data"] = f"{len(data.train)} rows, {hashlib.sha256(data.train.unit_hash.tobytes()).hexdigest()[:16]}"
@@ -281,7 +303,11 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
 
 def _log_plan(config: RunConfig, data: Data, trainer: Trainer) -> None:
     rows = len(data.train_rows) if data.train is not None else "streamed"
-    size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * trainer.accelerator.num_processes
+    size = (
+        config.train.per_device_train_batch_size
+        * config.train.gradient_accumulation_steps
+        * trainer.accelerator.num_processes
+    )
     logger.info("plan: %s rows, %d steps, about %d rows a step", rows, trainer.total_steps, size)
 
 
@@ -292,7 +318,9 @@ def _finish(
     config: RunConfig, run: RunStore, trainer: Trainer, state: TrainState, save_model: Callable[[Path], None]
 ) -> TrainResult:
     eval_loss = trainer.evaluate() if trainer.eval_loader is not None else None
-    source = best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
+    source = (
+        best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
+    )
     if source is not None:
         logger.info("the result is %s, with eval_loss %.4f", source.name, state.best_loss)
         eval_loss = state.best_loss

@@ -25,7 +25,9 @@ def openai(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[
         raise RowError("wrong_type", field, "a list of messages", turns)
     messages = [_message(turn, f"{field}[{number}]", tags) for number, turn in enumerate(turns)]
     tools: Any = row.get(columns.get("tools", "tools"))
-    return conversation(messages, field=field, tools=tools if isinstance(tools, str) or not tools else json.dumps(tools))
+    return conversation(
+        messages, field=field, tools=tools if isinstance(tools, str) or not tools else json.dumps(tools)
+    )
 
 
 def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
@@ -36,7 +38,9 @@ def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
     if role not in _ROLES:
         hint = did_you_mean(said, list(_ROLES))
         raise RowError("unknown_role", f"{where}.role", f"one of {', '.join(_ROLES)}", said, hint[2:])
-    calls = tuple(_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(turn.get("tool_calls") or []))
+    calls = tuple(
+        _call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(turn.get("tool_calls") or [])
+    )
     content = text_of(turn, tags.get("content_tag", "content"), "content", required=False)
     return Message(role=role, content=content, tool_calls=calls)  # pyright: ignore[reportArgumentType]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
 from luthier.core.registry import FORMATS
 from luthier.core.types import Example
 from luthier.data.turns import text_of
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 COLUMNS = ("text", "content", "instruction", "prompt")
 

@@ -1,0 +1,63 @@
+"""The Python entry points."""
+
+from __future__ import annotations
+
+from typing import Any, TYPE_CHECKING
+
+from luthier.config.load import load_config
+from luthier.core.errors import ConfigError
+from luthier.core.log import setup
+from luthier.core.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from luthier.config.schema import RunConfig
+    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def run(command: str, config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
+    """Run "train", "evaluate", "export" or "estimate" with a YAML file or a mapping of settings.
+
+    Returns TrainResult, Evaluation, the exported folder (Path) or Estimate. Raises a LuthierError whose message says
+    what was wrong, what was found and what to do.
+
+    >>> run("trian", {"model_name_or_path": "smollm2-135m"})
+    Traceback (most recent call last):
+    luthier.core.errors.ConfigError: no command 'trian'; did you mean 'train'?
+    """
+    if command not in _COMMANDS:
+        raise ConfigError(f"no command {command!r}{did_you_mean(command, list(_COMMANDS))}")
+    setup()
+    return _COMMANDS[command](load_config(config, overrides).config)
+
+
+def _train(config: RunConfig) -> Any:
+    from luthier.workflows.train import train
+
+    return train(config)
+
+
+def _evaluate(config: RunConfig) -> Any:
+    from luthier.workflows.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def _export(config: RunConfig) -> Any:
+    from luthier.export.merge import export_model
+
+    return export_model(config)
+
+
+def _estimate(config: RunConfig) -> Any:
+    from luthier.workflows.estimate import estimate
+
+    return estimate(config)
+
+
+_COMMANDS: dict[str, Callable[[RunConfig], Any]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "estimate": _estimate,
+}

@@ -1,0 +1,345 @@
+"""Commands that take a configuration: train, chat, evaluate, export, validate, estimate, init, models, doctor, explain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from luthier.cli.data import data_app
+from luthier.cli.runs import runs_app
+from luthier.core.errors import LuthierError, RunError
+from luthier.core.log import logger, setup
+
+if TYPE_CHECKING:
+    from luthier.config.load import Loaded
+
+app = typer.Typer(
+    help="Fine-tune, evaluate, talk to and export open language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`luthier explain` lists every setting; each can be given as key=value behind the file.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+Source = Annotated[str, typer.Argument(help="YAML file, run directory, checkpoint, model folder or alias.")]
+File = Annotated[str, typer.Argument(help="YAML file with settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+def train(
+    file: File,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(help="auto, must, never, or the path of a checkpoint.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Train a model; write a run directory that is also a model."""
+    loaded = _load(file, [*(overrides or []), *([f"train.resume={resume}"] if resume else [])])
+    if dry_run:
+        _dry_run(loaded, as_json=json)
+        return
+    from luthier.cli.show import as_json
+    from luthier.workflows.train import train as run_training
+
+    result = run_training(loaded.config, quiet=quiet)
+    if json:
+        as_json(
+            run=result.run, status=result.status, steps=result.steps, train_loss=result.train_loss, eval_loss=result.eval_loss,
+            tokens_per_second=result.tokens_per_second, peak_memory_bytes=result.peak_memory_bytes,
+        )  # fmt: skip
+        return
+    logger.info("talk to it:  luthier chat %s --compare\nexport it:   luthier export %s", result.run, result.run)
+    print(result.run)
+
+
+def _dry_run(loaded: Loaded, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from luthier.cli import show
+    from luthier.config.load import dump
+    from luthier.workflows.estimate import estimate as run_estimate
+
+    plan = run_estimate(loaded.config)
+    if as_json:
+        show.as_json(config=dump(loaded.config), estimate={**asdict(plan), "peak_bytes": plan.peak_bytes})
+    else:
+        print("\n".join([*plan.lines(), "nothing was written"]))
+
+
+@app.command()
+def chat(
+    source: Source,
+    overrides: Overrides = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer with base and tuned model side by side.")] = False,
+    message: Annotated[str | None, typer.Option(help="Ask this once and leave; for scripts.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Talk to a model; answers appear as they are written."""
+    config = _model_config(source, overrides)
+    from luthier.cli.show import as_json
+    from luthier.workflows.chat import open_conversations
+
+    conversations = open_conversations(config, compare=compare)
+    if message is not None:
+        answers = {c.name: "".join(c.reply(message)) if json else _say(c, message) for c in conversations}
+        if json:
+            as_json(message=message, answers=answers)
+        return
+    print("Empty line or Ctrl-D leaves, /new begins anew.", file=sys.stderr)
+    while text := _ask():
+        for conversation in conversations:
+            if text == "/new":
+                conversation.forget()
+            else:
+                _say(conversation, text)
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _say(conversation: Any, text: str) -> str:
+    """Print an answer as it grows, under the model's name; return it."""
+    print(f"--- {conversation.name}")
+    parts: list[str] = []
+    for part in conversation.reply(text):
+        parts.append(part)
+        print(part, end="", flush=True)
+    print()
+    return "".join(parts)
+
+
+@app.command()
+def evaluate(
+    source: Source,
+    overrides: Overrides = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Grade the base too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write predictions as JSON lines.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Answer held-out rows (eval_dataset) and count exact answers."""
+    config = _model_config(source, overrides)
+    from luthier.cli.show import as_json
+    from luthier.workflows.evaluate import evaluate as run_evaluation
+
+    if compare:
+        base = run_evaluation(config, with_adapter=False)
+        print(base.line(), file=sys.stderr if json else sys.stdout)
+    result = run_evaluation(config, out=out)
+    if json:
+        before = {"before": base.exact_match} if compare else {}
+        as_json(
+            model=result.model,
+            exact_match=result.exact_match,
+            interval=result.interval,
+            rows=len(result.predictions),
+            **before,
+        )
+    else:
+        print(result.line())
+
+
+@app.command()
+def export(
+    source: Source,
+    overrides: Overrides = None,
+    format: Annotated[str | None, typer.Option(help="merged or adapter.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder to write.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Write a merged model, or the adapter alone, as a Hugging Face folder."""
+    options = [f"export_format={format}"] * bool(format) + [f"export_dir={out}"] * bool(out)
+    config = _model_config(source, [*(overrides or []), *options])
+    from luthier.cli.show import as_json
+    from luthier.export.merge import export_model
+
+    folder = export_model(config)
+    as_json(folder=folder) if json else print(folder)
+
+
+@app.command()
+def validate(file: File, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Check settings; show every value and where it came from."""
+    from luthier.cli import show
+    from luthier.config.load import dump
+
+    loaded = _load(file, overrides or [])
+    flat = {f"{s}.{k}": v for s, values in dump(loaded.config).items() for k, v in values.items()}
+    if json:
+        show.as_json(
+            ok=True,
+            settings={k: {"value": v, "from": loaded.place(k)} for k, v in flat.items()},
+            notices=loaded.notices,
+        )
+    else:
+        show.table([(key, value, loaded.place(key)) for key, value in flat.items()], ("setting", "value", "from"))
+
+
+@app.command()
+def estimate(file: File, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Estimate memory and time before training, and say what the numbers rest on."""
+    _dry_run(_load(file, overrides or []), as_json=json)
+
+
+@app.command()
+def models(json: AsJson = False) -> None:
+    """List models with short names and whether they are on this machine."""
+    from luthier.cli import show
+    from luthier.models.aliases import ALIASES, where
+
+    rows = [(name, alias.about, alias.licence, where(name)) for name, alias in ALIASES.items()]
+    if json:
+        show.as_json(models=[dict(zip(("name", "about", "licence", "where"), row, strict=True)) for row in rows])
+    else:
+        show.table(rows, ("name", "about", "licence", "where"))
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("luthier.yaml")) -> None:
+    """Write a commented YAML to begin with."""
+    from luthier.cli.init import commented_yaml
+
+    if file.exists():
+        raise RunError(f"{file} exists; it is not written over")
+    file.write_text(commented_yaml(), encoding="utf-8")
+    print(file)
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Say what this machine has, what is usable and why not."""
+    from luthier.cli import show
+    from luthier.cli.doctor import findings
+
+    found = findings()
+    if json:
+        show.as_json(checks=[dict(zip(("level", "what", "found", "remedy"), f, strict=True)) for f in found])
+    else:
+        show.table(found, ("", "what", "found", "remedy"))
+    if any(level == "fault" for level, *_ in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="Setting, section, objective or tuning.")] = "",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead.")] = False,
+) -> None:
+    """Explain settings: type, limits, default, meaning."""
+    import json
+
+    from luthier.cli import show
+    from luthier.config.load import json_schema
+
+    if schema:
+        print(json.dumps(json_schema(), indent=1))
+        return
+    lines = show.settings_help(key)
+    if not lines:
+        from luthier.config import compat
+        from luthier.config.load import homes
+        from luthier.core.registry import did_you_mean
+
+        facts = {**compat.RENAMED, **compat.IGNORED, **compat.REFUSED}
+        if key in facts:
+            lines = [f"{key}: {facts[key]}"]
+        else:
+            raise LuthierError(f"no setting {key!r}{did_you_mean(key, [*homes()])}", code="config_unknown_key")
+    print("\n".join(lines).strip())
+
+
+def _load(file: str, overrides: list[str]) -> Loaded:
+    from luthier.config.load import load_config
+
+    return load_config(file, overrides)
+
+
+def _model_config(source: str, overrides: list[str] | None) -> Any:
+    """Return settings for using a model: from a YAML (its run, if it was trained), a run directory, or a name."""
+    from luthier.config.load import load_config
+    from luthier.runs.store import is_run
+
+    path, given = Path(source).expanduser(), overrides or []
+    if path.suffix in (".yaml", ".yml"):
+        loaded = load_config(path, given)
+        made = loaded.config.train.output_dir
+        if made and is_run(Path(made).expanduser()) and loaded.config.model.adapter_name_or_path is None:
+            return load_config(path, [*given, f"model.model_name_or_path={made}"]).config
+        return loaded.config
+    for folder in (path, path.parent):
+        if is_run(folder):
+            fixed = [f"model.model_name_or_path={path}", "model.adapter_name_or_path=null"]
+            return load_config(folder / "config.yaml", [*fixed, *given]).config
+    return load_config({"model_name_or_path": source}, given).config
+
+
+def main() -> None:
+    """Run the command line; errors meant for people are printed without a traceback."""
+    setup(os.environ.get("LUTHIER_LOG_LEVEL", "INFO"))
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        os.environ.setdefault(name, "1")
+    try:
+        code = app(standalone_mode=False) or 0
+    except LuthierError as error:
+        code = _report(str(error), error.code, error.exit_code, error)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = _report("stopped before anything was written", "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError as error:
+        code = _report(_out_of_memory(error), "out_of_memory", 1, error)
+    except (RuntimeError, OSError) as error:
+        if not _is_expected(error):
+            raise
+        text = _out_of_memory(error) if "memory" in str(error) else str(error)
+        code = _report(text, "out_of_memory" if "memory" in str(error) else "disk_full", 1, error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Tell whether an error of the machine, not of the program, is behind it: no memory, no space, no permission."""
+    if isinstance(error, OSError):
+        return error.errno in (13, 27, 28, 30, 122)
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
+def _out_of_memory(error: Exception) -> str:
+    return (
+        f"out of memory: {str(error).splitlines()[0] if str(error) else 'the process limit was reached'}. Halve "
+        "per_device_train_batch_size and double gradient_accumulation_steps (the result is the same), lower cutoff_len, "
+        "or set gradient_checkpointing: true; then go on with --resume auto"
+    )
+
+
+def _report(text: str, code: str, exit_code: int, error: BaseException | None = None) -> int:
+    if os.environ.get("LUTHIER_DEBUG") == "1" and error is not None:
+        import traceback
+
+        traceback.print_exception(error)
+    if "--json" in sys.argv:
+        from luthier.cli.show import as_json
+
+        as_json(ok=False, error={"code": code, "message": text})
+    print(text, file=sys.stderr)
+    return exit_code

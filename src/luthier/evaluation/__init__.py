@@ -1,0 +1,1 @@
+"""Grade answers on rows that were not trained on."""

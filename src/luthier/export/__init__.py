@@ -1,0 +1,1 @@
+"""Turn a run into files that other programs read."""

@@ -1,0 +1,95 @@
+"""Write a merged model or a bare adapter as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import torch
+
+from luthier.core.errors import ModelError, RunError
+from luthier.core.log import logger
+from luthier.core.paths import sync_folder
+from luthier.models.device import Placement
+from luthier.models.inspect import check_safetensors
+from luthier.models.load import load_adapter, load_model, load_tokenizer, resolve, resolve_adapter
+from luthier.runs.store import is_run
+
+if TYPE_CHECKING:
+    from luthier.config.schema import RunConfig
+
+
+def export_target(config: RunConfig) -> Path:
+    """Return the folder to write: export_dir, else export/<format> inside the run. Raises RunError when it is not empty."""
+    name = config.model.model_name_or_path
+    if config.export.export_dir is not None:
+        target = Path(config.export.export_dir).expanduser()
+    elif is_run(Path(name).expanduser()):
+        target = Path(name).expanduser() / "export" / config.export.export_format
+    else:
+        raise RunError("export_dir is required where the model is no run directory")
+    if target.exists() and any(target.iterdir()):
+        raise RunError(f"export_dir {target} is not empty; choose another folder", code="run_exists")
+    return target
+
+
+def export_model(config: RunConfig) -> Path:
+    """Write what `export_format` says; whole or not at all. Returns the folder."""
+    target = export_target(config)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        _WRITERS[config.export.export_format](config, temporary)
+        for file in temporary.glob("*.safetensors"):
+            check_safetensors(file)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+    return target
+
+
+def _adapters(config: RunConfig) -> tuple[Any, list[Path]]:
+    files = resolve(config.model.model_name_or_path)
+    adapters = [files.adapter] if files.adapter else []
+    if config.model.adapter_name_or_path:
+        adapters.append(resolve_adapter(config.model.adapter_name_or_path))
+    return files, adapters
+
+
+def _write_adapter(config: RunConfig, folder: Path) -> None:
+    _, adapters = _adapters(config)
+    if not adapters:
+        raise ModelError(f"{config.model.model_name_or_path} has no adapter; use export_format: merged")
+    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "chat_template.jinja")
+    for file in adapters[-1].iterdir():
+        if file.name in names or file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges")):
+            shutil.copy2(file, folder / file.name)
+
+
+def _write_merged(config: RunConfig, folder: Path) -> None:
+    """Merge in float32, then round once to the dtype asked for."""
+    files, adapters = _adapters(config)
+    tokenizer = load_tokenizer(files, config.model)
+    model = load_model(files, config.model, Placement(torch.device("cpu"), torch.float32, None, "merging in float32"))
+    kept = _dtype_of(files.base) if config.export.export_dtype is None else getattr(torch, config.export.export_dtype)
+    for adapter in adapters:
+        model = load_adapter(model, adapter, trainable=False).merge_and_unload()
+    logger.info("merged %d adapters in float32, written as %s", len(adapters), str(kept).removeprefix("torch."))
+    model.to(kept).save_pretrained(folder, max_shard_size=f"{int(config.export.export_size * 1e9)}B")
+    tokenizer.save_pretrained(folder)
+
+
+def _dtype_of(base: str) -> torch.dtype:
+    from transformers import AutoConfig
+
+    declared = AutoConfig.from_pretrained(base).dtype
+    return declared if isinstance(declared, torch.dtype) else torch.float32
+
+
+_WRITERS = {"merged": _write_merged, "adapter": _write_adapter}
