@@ -1,4 +1,4 @@
-"""The peer side of benchmarks/sft.py: TRL's SFTTrainer on the same rows in the same order. Runs in an environment of its own."""
+"""The peer side of benchmarks/sft.py: TRL's SFTTrainer, same rows, same order, own environment."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.load import load_config
 from luthier.core.errors import ConfigError
@@ -10,9 +10,10 @@ from luthier.core.log import setup
 from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from luthier.config.schema import RunConfig
-    from pathlib import Path
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from luthier.config.schema import RunConfig
 
 
 def run(command: str, config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:

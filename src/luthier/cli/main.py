@@ -1,19 +1,19 @@
-"""Commands that take a configuration: train, chat, evaluate, export, validate, estimate, init, models, doctor, explain."""
+"""The commands beside `data` and `runs`, and how errors reach a person."""
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from luthier.cli.data import data_app
 from luthier.cli.runs import runs_app
-from luthier.core.errors import LuthierError, RunError
+from luthier.core.errors import Interrupted, LuthierError, RunError
 from luthier.core.log import logger, setup
 
 if TYPE_CHECKING:
@@ -49,15 +49,14 @@ def train(
     if dry_run:
         _dry_run(loaded, as_json=json)
         return
+    from dataclasses import asdict
+
     from luthier.cli.show import as_json
     from luthier.workflows.train import train as run_training
 
     result = run_training(loaded.config, quiet=quiet)
     if json:
-        as_json(
-            run=result.run, status=result.status, steps=result.steps, train_loss=result.train_loss, eval_loss=result.eval_loss,
-            tokens_per_second=result.tokens_per_second, peak_memory_bytes=result.peak_memory_bytes,
-        )  # fmt: skip
+        as_json(**asdict(result))
         return
     logger.info("talk to it:  luthier chat %s --compare\nexport it:   luthier export %s", result.run, result.run)
     print(result.run)
@@ -290,45 +289,45 @@ def _model_config(source: str, overrides: list[str] | None) -> Any:
 def main() -> None:
     """Run the command line; errors meant for people are printed without a traceback."""
     setup(os.environ.get("LUTHIER_LOG_LEVEL", "INFO"))
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
-        os.environ.setdefault(name, "1")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop_before_training)
     try:
-        code = app(standalone_mode=False) or 0
+        app()
     except LuthierError as error:
         code = _report(str(error), error.code, error.exit_code, error)
-    except click.exceptions.Exit as leave:
-        code = leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        code = _report("stopped before anything was written", "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except MemoryError as error:
-        code = _report(_out_of_memory(error), "out_of_memory", 1, error)
-    except (RuntimeError, OSError) as error:
-        if not _is_expected(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        kind = _condition_of_the_machine(error)
+        if kind is None:
             raise
-        text = _out_of_memory(error) if "memory" in str(error) else str(error)
-        code = _report(text, "out_of_memory" if "memory" in str(error) else "disk_full", 1, error)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _report(_out_of_memory(error) if kind == "out_of_memory" else str(error), kind, 1, error)
+    sys.exit(code)
 
 
-def _is_expected(error: Exception) -> bool:
-    """Tell whether an error of the machine, not of the program, is behind it: no memory, no space, no permission."""
+def _stop_before_training(number: int, _frame: object) -> None:
+    raise Interrupted("stopped; there was nothing to save", signal_number=number)
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def _condition_of_the_machine(error: Exception) -> str | None:
+    """Return what the machine lacks (memory, space, permission) behind an error; None for a fault of ours."""
     if isinstance(error, OSError):
-        return error.errno in (13, 27, 28, 30, 122)
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+        return (
+            "disk_full" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES) else None
+        )
+    lacks = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error).lower()
+    return "out_of_memory" if lacks else None
 
 
 def _out_of_memory(error: Exception) -> str:
     return (
         f"out of memory: {str(error).splitlines()[0] if str(error) else 'the process limit was reached'}. Halve "
-        "per_device_train_batch_size and double gradient_accumulation_steps (the result is the same), lower cutoff_len, "
-        "or set gradient_checkpointing: true; then go on with --resume auto"
+        "per_device_train_batch_size and double gradient_accumulation_steps (the result is the same), lower "
+        "cutoff_len, or set gradient_checkpointing: true; then go on with --resume auto"
     )
 
 

@@ -141,7 +141,7 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
 
     for key, value in tree.values.items():
         place = tree.places.get(key, Place("given"))
-        section, dot, rest = key.partition(".")
+        section, dot, _ = key.partition(".")
         if dot and (section in SECTIONS or section in SHELVES):
             put(key, value, place)
         elif (key in SECTIONS or key in SHELVES) and isinstance(value, dict):

@@ -5,19 +5,61 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 logger = logging.getLogger("luthier")
 _said: set[str] = set()
 
 
+class _Memory(logging.Handler):
+    """Keeps early messages, so that log.txt begins before there is a run directory."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_early = _Memory()
+
+
 def setup(level: str = "INFO") -> None:
-    """Send messages to standard error, so that standard output stays readable by scripts."""
-    if not logger.handlers:
+    """Send messages to standard error, so that standard output stays readable by scripts; quiet other libraries."""
+    if _early not in logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setLevel(level if is_main_process() else "ERROR")
         logger.addHandler(handler)
+        logger.addHandler(_early)
     logger.propagate = False
-    logger.setLevel(level if is_main_process() else "ERROR")
+    logger.setLevel("DEBUG")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", module=r"transformers|peft|accelerate|torch")
+
+
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Write every message to `path` too, those so far included."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for record in _early.records:
+        handler.handle(record)
+    _early.records.clear()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def is_main_process() -> bool:

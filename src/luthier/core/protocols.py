@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
-from collections.abc import Mapping
-
 
 if TYPE_CHECKING:
-    from luthier.core.types import Completion, Prompt, Sampling
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
     from luthier.core.batch import Loss, PackedBatch, Scores
-    from luthier.core.types import Example
+    from luthier.core.types import Completion, Example, Prompt, Sampling
 
 Need = Literal["reference", "values", "entropy", "kl", "rollouts"]
 

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from luthier.core.errors import ConfigError
 

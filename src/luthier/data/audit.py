@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, TYPE_CHECKING
-
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding
 from luthier.core.log import logger
 
 if TYPE_CHECKING:
-    from luthier.data.store import UnitStore
     import numpy as np
+
+    from luthier.data.store import UnitStore
 
 SHOWN_PER_KIND = 20
 KEPT_PER_KIND = 1000

@@ -1,7 +1,7 @@
 """Windows of packed batches for one rank, in an order that is a function of seed and position.
 
-Nothing is drawn to skip: an epoch's order is f(seed, epoch), a place in it is an integer, and so a resumed run reads what
-it would have read.
+Nothing is drawn to skip: an epoch's order is f(seed, epoch), a place in it is an integer, and so a resumed run
+reads what it would have read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
-from typing import Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from luthier.data.audit import AuditReport
 from luthier.data.pack import pack, plan_batches
 
 if TYPE_CHECKING:
-    from luthier.data.store import UnitStore
-    from luthier.data.sources import Row, Source
-    from luthier.data.prepare import Preparer
     from luthier.core.types import Unit
+    from luthier.data.prepare import Preparer
+    from luthier.data.sources import Row, Source
+    from luthier.data.store import UnitStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from luthier.core.batch import PackedBatch, Spans
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from luthier.core.types import Segment, Unit
     from collections.abc import Sequence
+
+    from luthier.core.types import Segment, Unit
 
 MIN_SHARED_TOKENS = 16
 """Shorter common prefixes are computed again: a span of its own would cost more than it saves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
@@ -20,8 +20,8 @@ from luthier.data.store import StoreBuilder, UnitStore
 from luthier.data.template import ChatTemplate, Rendered
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 CACHE_VERSION = 1
 _KEYS_OF_FORMATS = (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca"), ("text", "text"))

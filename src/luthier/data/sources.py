@@ -1,7 +1,7 @@
 """Names and files -> rows, each with the place where it stands.
 
-json, jsonl, csv and txt are read here, because a message must name the line; parquet and arrow go through pyarrow, hub data sets
-through `datasets`.
+json, jsonl, csv and txt are read here, because a message must name the line; parquet and arrow go through pyarrow,
+hub data sets through `datasets`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding

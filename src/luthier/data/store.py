@@ -9,7 +9,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 from luthier.core.findings import RowError, words
 from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, TYPE_CHECKING
-
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from luthier.core.protocols import Engine
-    from luthier.data.template import ChatTemplate
-    from luthier.core.types import Example, Sampling
     from collections.abc import Sequence
+
+    from luthier.core.protocols import Engine
+    from luthier.core.types import Example, Sampling
+    from luthier.data.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def export_target(config: RunConfig) -> Path:
-    """Return the folder to write: export_dir, else export/<format> inside the run. Raises RunError when it is not empty."""
+    """Return the folder to write: export_dir, else export/<format> in the run. Raises RunError when it is not empty."""
     name = config.model.model_name_or_path
     if config.export.export_dir is not None:
         target = Path(config.export.export_dir).expanduser()
@@ -81,7 +81,7 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
     for adapter in adapters:
         model = load_adapter(model, adapter, trainable=False).merge_and_unload()
     logger.info("merged %d adapters in float32, written as %s", len(adapters), str(kept).removeprefix("torch."))
-    model.to(kept).save_pretrained(folder, max_shard_size=f"{int(config.export.export_size * 1e9)}B")
+    model.to(kept).save_pretrained(folder, max_shard_size=int(config.export.export_size * 1e9))
     tokenizer.save_pretrained(folder)
 
 

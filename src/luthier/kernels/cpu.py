@@ -41,7 +41,8 @@ def processor_name() -> str:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-    return f"{name} ({usable_cores()} cores; {' '.join(flag for flag in known if flag in processor_flags()) or 'no flags'})"
+    flags = " ".join(flag for flag in known if flag in processor_flags()) or "no flags"
+    return f"{name} ({usable_cores()} cores; {flags})"
 
 
 def has_fast_bfloat16() -> bool:

@@ -3,7 +3,7 @@
 Shapes: N predictions, C one chunk of them, D hidden, V vocabulary.
 
 The gradient of logp_n by the hidden state n is g_n * u_n with u_n = W[target_n] - p_n W, whatever the objective:
-g_n is one number. So u is made in the forward pass, while the chunk of logits is there, and the backward pass only scales it.
+g_n is one number. So u is made in the forward pass, while the chunk of logits is there; the backward pass scales it.
 A trained head needs g_n before its gradient can be summed, so its chunks are computed again.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 
@@ -27,7 +27,7 @@ def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, i
     if not is_adapter:
         if not any(name in there for name in TOKENIZER_FILES):
             raise ModelError(
-                f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the files of the original model",
+                f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy them from the original model",
                 code="model_no_tokenizer",
             )
         _check_remote_code(folder, allow_remote_code=allow_remote_code)
@@ -93,7 +93,7 @@ def check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if real < 8 or size > min(real - 8, LARGEST_HEADER_BYTES):
-            raise ModelError(f"{path} is damaged: its header claims {size} bytes, the file has {real}; download it again",
+            raise ModelError(f"{path} is damaged: its header claims {size} bytes of {real}; download it again",
                              code="model_damaged")  # fmt: skip
         try:
             header = json.loads(file.read(size))

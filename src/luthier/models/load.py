@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,9 +19,10 @@ from luthier.models.patch import FOREST, install, register_attention
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.config.schema import ModelConfig
     from luthier.models.device import Placement
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,10 @@ def _look(files: ModelFiles, config: ModelConfig) -> None:
 def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
     """Load the base model, frozen, without adapter and kernels. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     _look(files, config)
+    disable_progress_bar()
     register_attention()
     options: dict[str, Any] = {"revision": config.model_revision, "trust_remote_code": config.allow_remote_code}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.core.registry import OBJECTIVES
 from luthier.core.protocols import Need
+from luthier.core.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from importlib.metadata import version
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import luthier
 from luthier.core.faults import fault_point

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import math
 import os
 import re
 import shutil
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from luthier.core.errors import RunError
 from luthier.core.faults import fault_point
-from luthier.core.log import logger
+from luthier.core.log import to_file
 from luthier.core.paths import write_whole
 from luthier.runs.process import Identity
 
@@ -53,6 +53,7 @@ class RunStore:
     status: dict[str, Any] = field(default_factory=dict[str, Any])
     _lock: IO[str] | None = None
     _events: IO[str] | None = None
+    _log: AbstractContextManager[None] | None = None
     _seq: int = 0
     _began: float = field(default_factory=time.monotonic)
 
@@ -73,9 +74,8 @@ class RunStore:
         run._seq = _repair(path / "events.jsonl")
         _repair(path / "samples.jsonl")
         run._events = (path / "events.jsonl").open("a", encoding="utf-8")
-        handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
+        run._log = to_file(path / "log.txt")
+        run._log.__enter__()
         return run
 
     def _take_lock(self) -> None:
@@ -90,8 +90,8 @@ class RunStore:
             self._lock.close()
             started = datetime.fromtimestamp(holder.get("started", 0), UTC).isoformat(timespec="seconds")
             raise RunError(
-                f"{self.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')} since {started}; "
-                "wait for it, stop it, or choose another output_dir",
+                f"{self.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
+                f"since {started}; wait for it, stop it, or choose another output_dir",
                 code="run_locked",
             ) from None
         self._lock.truncate(0)
@@ -132,9 +132,8 @@ class RunStore:
 
     def close(self) -> None:
         """Let go of the lock and of every open file."""
-        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-            logger.removeHandler(handler)
-            handler.close()
+        if self._log is not None:
+            self._log.__exit__(None, None, None)
         for file in (self._events, self._lock):
             if file is not None:
                 file.close()

@@ -8,10 +8,12 @@ import statistics
 import sys
 import time
 from collections import deque
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from luthier.core.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,13 +60,14 @@ class Progress:
         now = time.monotonic()
         self._durations.append(now - self._last)
         self._last = now
-        if self.quiet:
-            return
         left = statistics.median(self._durations) * (self.total - step)
         text = (
             f"step {step}/{self.total}  loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s  "
             f"{clock(left)} left  {values['peak_memory_bytes'] / 1e9:.1f} GB"
         )
+        logger.debug(text)
+        if self.quiet:
+            return
         if self.on_terminal:
             width = 24
             done = round(width * step / max(1, self.total))

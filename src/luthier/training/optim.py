@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from luthier.config.schema import TrainConfig
     from collections.abc import Callable
+
+    from luthier.config.schema import TrainConfig
 
 
 def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model, and how it comes back: optimizer, schedule, random states, place in the data."""
+"""What a checkpoint holds beside the model: optimizer, schedule, random states, place in the data."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from luthier.training.checkpoint import Checkpoint, load_optimizer, random_state
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from luthier.training.trainer import Trainer, TrainState
 
 
@@ -85,7 +86,8 @@ def _check_identity(then: dict[str, Any], now: dict[str, Any]) -> None:
         if then.get(key) != now.get(key):
             what = "the data are not those that the run began with" if key == "data" else f"the setting {key} differs"
             raise RunError(
-                f"cannot resume: {what}: then {then.get(key)}, now {now.get(key)}; start a new output_dir, or change it back",
+                f"cannot resume: {what}: then {then.get(key)}, now {now.get(key)}; "
+                "start a new output_dir, or change it back",
                 code="run_changed",
             )
 

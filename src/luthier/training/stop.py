@@ -6,9 +6,9 @@ import os
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.core.log import logger
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(slots=True)
 class StopFlag:
-    """Asked for in every loop that can last. Handlers only set it: saving inside a handler would save half an update."""
+    """Asked for in every loop that can last. Handlers only set it: saving inside one would save half an update."""
 
     received: int | None = None
     save_now: bool = False

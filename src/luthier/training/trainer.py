@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,13 +22,14 @@ from luthier.training.optim import learning_parameters, make_optimizer, make_sch
 from luthier.training.state import read_state, write_state
 
 if TYPE_CHECKING:
-    from luthier.config.schema import TrainConfig
-    from luthier.training.stop import StopFlag
-    from luthier.core.batch import PackedBatch
-    from luthier.models.policy import Policy
-    from luthier.core.protocols import Objective
-    from pathlib import Path
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from luthier.config.schema import TrainConfig
+    from luthier.core.batch import PackedBatch
+    from luthier.core.protocols import Objective
+    from luthier.models.policy import Policy
+    from luthier.training.stop import StopFlag
 
 ROWS_NAMED = 16
 
@@ -151,7 +152,8 @@ class Trainer:
         good = next(iter(list_checkpoints(self.run.path)), None)
         named = ", ".join(dict.fromkeys(rows[:ROWS_NAMED]))
         raise TrainingError(
-            f"step {self.state.step + 1}: the loss or gradient is not finite (norm {norm}); the weights were left as they were. "
+            f"step {self.state.step + 1}: the loss or gradient is not finite (norm {norm}); "
+            "the weights were left as they were. "
             f"Rows: {named}. Last checkpoint: {good or 'none'}. Look at these rows, or lower learning_rate",
             code="nonfinite",
         )

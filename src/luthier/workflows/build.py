@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,10 +47,7 @@ def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTe
 def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Preparer:
     """Return what turns rows into units under these settings."""
     plain_text = is_pretraining(config)
-    if plain_text:
-        template = ChatTemplate(tokenizer)
-    else:
-        template = make_template(tokenizer, config.data, model_type)
+    template = ChatTemplate(tokenizer) if plain_text else make_template(tokenizer, config.data, model_type)
     return Preparer(template, config.data, plain_text)
 
 

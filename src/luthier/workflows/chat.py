@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -12,11 +13,11 @@ from luthier.core.types import Message
 from luthier.models.load import resolve
 from luthier.runs.store import is_run
 from luthier.workflows.build import Speaker, load_speaker
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from luthier.config.schema import RunConfig
     from collections.abc import Iterator
+
+    from luthier.config.schema import RunConfig
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.findings import RowError
@@ -12,12 +13,12 @@ from luthier.data.prepare import Preparer
 from luthier.data.sources import find_sources, read_rows
 from luthier.evaluation.predict import Prediction, exact_match, predict, wilson_interval
 from luthier.workflows.build import load_speaker
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from luthier.core.types import Example
-    from luthier.config.schema import RunConfig
     from pathlib import Path
+
+    from luthier.config.schema import RunConfig
+    from luthier.core.types import Example
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -141,7 +141,8 @@ def _choose_run(config: RunConfig) -> tuple[Path, Checkpoint | None]:
 
 
 def _default_name(config: RunConfig) -> str:
-    return f"{Path(config.model.model_name_or_path).name}-{Path(config.data.dataset[0]).stem if config.data.dataset else 'run'}"
+    data = Path(config.data.dataset[0]).stem if config.data.dataset else "run"
+    return f"{Path(config.model.model_name_or_path).name}-{data}"
 
 
 def _existing_run(path: Path, config: RunConfig) -> Checkpoint | None:
@@ -163,7 +164,8 @@ def _existing_run(path: Path, config: RunConfig) -> Checkpoint | None:
     good = newest_good(path)
     if good is None and (asked == "must" or has_checkpoints):
         raise RunError(
-            f"{path} holds no checkpoint that verifies, so it cannot be resumed; to begin anew set overwrite_output_dir=true",
+            f"{path} holds no checkpoint that verifies, so it cannot be resumed; "
+            "to begin anew set overwrite_output_dir=true",
             code="run_no_checkpoint",
         )
     return good

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 from luthier.core.findings import RowError
 from luthier.core.registry import FORMATS
 from luthier.core.types import Example, Message
 from luthier.data.turns import text_of
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
