@@ -6,22 +6,35 @@ Pair = tuple[list[str], list[str]]
 
 PRODUCTS: Pair = (
     """espresso machine;desk lamp;rain jacket;bread knife;garden hose;board game;phone case;hiking boots;yoga mat;
-    rice cooker;wall clock;travel mug;bike helmet;wool blanket;table fan;chess set;paint roller;camping stove;door mat;
-    laptop sleeve;picture frame;coffee grinder;water bottle;sewing kit;reading glasses;tool box;folding chair;bath towel;
+    rice cooker;wall clock;travel mug;bike helmet;wool blanket;table fan;chess set;paint roller;camping stove;
+    door mat;
+    laptop sleeve;picture frame;coffee grinder;water bottle;sewing kit;reading glasses;tool box;folding chair;
+    bath towel;
     guitar strap;hand mixer;ice tray;key ring;letter opener;mouse pad;noodle bowl;oven glove;pepper mill;radio alarm;
-    salad bowl;tea pot;umbrella stand;vacuum bag;wine rack;beach tent;card holder;dog leash;egg timer;fish tank""",
-    """toaster;bookshelf;swim goggles;cheese board;wheelbarrow;puzzle box;power bank;running socks;foam roller;soup kettle;
+    salad bowl;tea pot;umbrella stand;vacuum bag;wine rack;beach tent;card holder;dog leash;egg timer;fish tank;
+    kettle;blender;rucksack;scarf;tripod;keyboard;lantern;apron;thermos;hammock;printer;whisk;notebook;candle;drill;
+    monitor;saucepan;cushion;tablet stand;rain boots;snow shovel;baby blanket;cutting board;gym bag;desk chair;
+    hair dryer;milk frother;plant pot;sleeping bag;sun hat;tennis racket;toy train;ukulele;speaker;webcam;helmet lock;
+    ski gloves;spice jar;steam iron;tea towel;tent peg;bread bin;wallet;curtain rod;dish rack;flower vase;cable box;
+    fruit press;toothbrush;coaster;bookend;swim cap;poster;roaster;cheese grater;wheel pump;power strip""",
+    """toaster;bookshelf;swim goggles;cheese board;wheelbarrow;puzzle box;power bank;running socks;foam roller;
+    soup kettle;
     mirror;lunch box;saddle bag;pillow case;heater;dart board;ladder;head torch;shoe rack;violin bow""",
 )
 NAMES: Pair = (
     """Anna Kowalska;Tom Becker;Priya Nair;Liam O'Brien;Sofía Márquez;Jürgen Weiß;Mei Chen;David Osei;Clara Dubois;
     Ahmed Hassan;Nina Petrova;Marco Bianchi;Ingrid Sørensen;Yuki Tanaka;Paul Adams;Zoë Peeters;Carlos Vega;Ruth Levy;
-    Olga Ivanova;Ben Carter;Fatima Zahra;Erik Lund;Lucía Romero;Sam Turner;Aylin Kaya;Jon Harris;Marta Nowak;Ravi Iyer""",
+    Olga Ivanova;Ben Carter;Fatima Zahra;Erik Lund;Diana Prince;Hugo Blanc;Greta Olsen;Dmitri Orlov;
+    Pablo Ruiz;Kim Nguyen;Otto Brandt;Daisy Wood;Igor Novak;Rosa Silva;Theo Papas;Maja Berg;Dario Conti;Elena Popa;
+    Victor Hugo;Judith Stein;Omar Said;Gracie Hall;Noel Grant;Dieter Kurz;Verena Holz;Hanna Lind;Emil Frost;
+    Lucía Romero;Sam Turner;Aylin Kaya;Jon Harris;Marta Nowak;
+    Ravi Iyer""",
     """Emma Fischer;Kofi Mensah;Łukasz Zieliński;Hana Kim;Diego Ortiz;Grace Miller;Björn Dahl;Leila Amiri;Noah Clark;
     Chloé Martin;Tariq Aziz;Vera Horvat""",
 )
 TOWNS: Pair = (
-    """Leeds;Porto;Gdansk;Austin;Lyon;Bergen;Cork;Graz;Osaka;Malmö;Turin;Ghent;Boston;Kiel;Perth;Zürich;Derby;Nantes""",
+    """Leeds;Porto;Gdansk;Austin;Lyon;Bergen;Cork;Graz;Osaka;Malmö;Turin;Ghent;Boston;Kiel;Perth;Zürich;Derby;
+    Nantes""",
     """Bristol;Sevilla;Utrecht;Denver;Kraków;Bonn;Oslo;Cádiz;Tampa;Basel""",
 )
 MAIL_HOSTS: Pair = (["mailbox.example", "post.example", "web.example"], ["inbox.example", "letters.example"])
@@ -165,6 +178,10 @@ URGENCY: dict[str, Pair] = {
     "high": (
         [
             "This is urgent.",
+            "Help me today, please.",
+            "I need help as soon as you can.",
+            "Please reply today, it is very urgent.",
+            "As soon as possible, please!",
             "I need an answer today!",
             "Please hurry, it is urgent.",
             "I need this solved right now.",
@@ -177,6 +194,10 @@ URGENCY: dict[str, Pair] = {
     "low": (
         [
             "There is no hurry.",
+            "Please do not rush.",
+            "You do not have to hurry.",
+            "I can wait, there is no rush.",
+            "Some time next month is fine, no hurry.",
             "No rush at all.",
             "Whenever you have time is fine.",
             "It can wait until next week.",
@@ -185,7 +206,19 @@ URGENCY: dict[str, Pair] = {
         ],
         ["No hurry with this.", "Take your time, there is no rush."],
     ),
-    "normal": ([""], [""]),
+    "normal": (
+        [
+            "An answer this week is fine.",
+            "Please reply within a few days.",
+            "I expect an answer by the end of the week.",
+            "It would be good to hear from you this week.",
+            "A reply in two or three days is all right.",
+            "Please see to it within the week.",
+            "Some time this week, please.",
+            "I hope for an answer in a few days.",
+        ],
+        ["Please answer this week.", "A reply within a few days would be good."],
+    ),
 }
 GREETINGS: Pair = (
     [
@@ -214,6 +247,34 @@ CHATTER: Pair = (
         "My kids were so sad 😢",
         "The price was 112 euros with shipping.",
         "I bought it on 3 March.",
+        "I hope you are all well.",
+        "We had the same thing once before in {town}.",
+        "The parcel was left at the bakery in {town}.",
+        "My husband ordered it for our kitchen.",
+        "I wear size 42, in case that matters.",
+        "The shop assistant in {town} could not help me.",
+        "I read 12 good reviews before I bought it.",
+        "We just came back from a holiday in {town} ☀️",
+        "It is for our office on the 2nd floor.",
+        "My old one lasted 15 years.",
+        "The box was blue, with a red ribbon.",
+        "I already wrote to you on 21 May.",
+        "Our dog barks at every courier 🐶",
+        "This is my first order with you.",
+        "I used the voucher for 10 euros.",
+        "My postcode is 20144, in {town}.",
+        "A neighbour signed for the parcel.",
+        "I like your new web page.",
+        "I am writing for my grandmother, she is 84.",
+        "You will find a photo attached.",
+        "We met your team at the fair in {town}.",
+        "I paid with a gift card.",
+        "The whole family was looking forward to it.",
+        "I work from home on Fridays.",
+        "It cost 24.99 in the sale.",
+        "Someone from {town} told me that you are good.",
+        "We have ordered here for 4 years now.",
+        "I transferred the money through my bank.",
         "Your colleague was very kind last time.",
         "",
         "",
@@ -232,6 +293,9 @@ ORDERS: Pair = (
         "Order {order}.",
         "The order is {order}.",
         "It is about order {order}.",
+        "On the bill it says {order}.",
+        "I am talking about order {order}.",
+        "Number: {order}.",
         "(order {order})",
     ],
     ["The number of the order is {order}.", "This concerns order {order}."],
@@ -242,6 +306,9 @@ CONTACTS: Pair = (
         "You can reach me at {contact}.",
         "My contact is {contact}.",
         "Please answer to {contact}.",
+        "I can be reached at {contact}.",
+        "Use {contact} to reach me.",
+        "Send your answer to {contact}.",
     ],
     ["You can write to {contact}.", "Reach me at {contact}."],
 )

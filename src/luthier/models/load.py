@@ -15,7 +15,7 @@ from luthier.core.log import logger, printable, say_once
 from luthier.core.registry import did_you_mean
 from luthier.models.aliases import ALIASES, locate
 from luthier.models.inspect import check_folder
-from luthier.models.patch import FOREST, install, register_attention
+from luthier.models.patch import FOREST, install, plain_attention, register_attention
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
         model = AutoModelForCausalLM.from_pretrained(
             files.base,
             dtype=placement.dtype,
-            attn_implementation=FOREST if packed else "sdpa",
+            attn_implementation=FOREST if packed else plain_attention(facts),
             use_safetensors=None if config.allow_pickle else True,
             **options,
         )

@@ -49,9 +49,7 @@ def _attention(
     """Attention as transformers calls it: query [1, H, T, D] to output [1, T, H, D]."""
     if forest is None:
         if softcap is not None:  # sdpa has no soft cap
-            return ALL_ATTENTION_FUNCTIONS["eager" if "eager" in ALL_ATTENTION_FUNCTIONS else "sdpa"](
-                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap, **kwargs
-            )
+            return _softcapped(query, key, value, attention_mask, scaling, softcap), None
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if kwargs.get("s_aux") is not None:
@@ -61,6 +59,29 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     out = FOREST_ATTENTION.choose()[1](query[0], key[0], value[0], forest, scale, sliding_window, softcap)
     return out[None], None
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention with soft-capped scores for generation: [1, H, T, D] to [1, T, H, D]."""
+    group = query.shape[1] // key.shape[1]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scores = (query @ key.repeat_interleave(group, 1).transpose(2, 3)).float() * scale
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        hidden = ~mask if mask.dtype == torch.bool else mask < -1.0
+        scores = scores.masked_fill(hidden[..., : key.shape[2]], torch.finfo(scores.dtype).min)
+    elif query.shape[2] > 1:
+        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(~seen.tril(key.shape[2] - query.shape[2]), torch.finfo(scores.dtype).min)
+    out = torch.softmax(scores, -1).to(value.dtype) @ value.repeat_interleave(group, 1)
+    return out.transpose(1, 2).contiguous()
+
+
+def plain_attention(config: Any) -> str:
+    """Return the attention of transformers that is exact for a model: sdpa, unless scores are soft-capped."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def install(model: nn.Module) -> list[str]:

@@ -1,0 +1,148 @@
+"""What several tests use: tiny configurations, a byte tokenizer, batches, and a runner for the command line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+VOCABULARY = 320
+_COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+           "bos_token_id": 256, "eos_token_id": 258, "pad_token_id": 256}  # fmt: skip
+
+
+def _config(name: str, **more: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import transformers
+
+        return getattr(transformers, name)(**{**_COMMON, **more})
+
+    return make
+
+
+TINY_CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": _config("LlamaConfig"),
+    "llama_tied": _config("LlamaConfig", tie_word_embeddings=True, attention_bias=True),
+    "qwen2": _config("Qwen2Config"),
+    "qwen3": _config("Qwen3Config"),
+    "mistral": _config("MistralConfig", sliding_window=6),
+    "gemma": _config("GemmaConfig"),
+    "gemma2": _config("Gemma2Config", sliding_window=6, query_pre_attn_scalar=8),
+    "gemma3": _config("Gemma3TextConfig", sliding_window=6, query_pre_attn_scalar=8,
+                      layer_types=["sliding_attention", "full_attention"]),
+    "phi3": _config("Phi3Config"),
+}  # fmt: skip
+
+
+def byte_tokenizer() -> Any:
+    """Every byte is a token, plus three control tokens: small, fast, and lossless for any text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def segment(num_context: int, num_learned: int, seed: int = 0, prefix: Sequence[int] = ()) -> Any:
+    """Random tokens behind `prefix`; the last `num_learned` are learned."""
+    import random
+
+    from luthier.core.types import Segment
+
+    draw = random.Random(seed)
+    tokens = [*prefix, *(draw.randrange(VOCABULARY) for _ in range(num_context + num_learned))]
+    return Segment(tokens=tokens, weight=[0.0] * (len(tokens) - num_learned) + [1.0] * num_learned, origin=f"row {seed}")
+
+
+@dataclass
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_json(self) -> dict[str, Any]:
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+def _child(argv: list[str], env: dict[str, str], out: str, err: str, cwd: str) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["luthier", *argv]
+    from luthier.cli import main
+
+    main()
+
+
+class Jobs:
+    """Starts `luthier ...` in a child that costs milliseconds, because its server has imported the heavy libraries."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["preload"])
+        self.count = 0
+
+    def start(self, *argv: object, cwd: Path, **env: str) -> Any:
+        self.count += 1
+        out, err = cwd / f"job{self.count}.out", cwd / f"job{self.count}.err"
+        full = {**{k: v for k, v in os.environ.items() if k.startswith(("LUTHIER", "HF_"))}, **env}
+        process = self.context.Process(target=_child, args=([str(a) for a in argv], full, str(out), str(err), str(cwd)))
+        process.start()
+        process.files = (out, err)
+        return process
+
+    def finish(self, process: Any, timeout_seconds: float = 120) -> Result:
+        process.join(timeout_seconds)
+        if process.is_alive():
+            process.kill()
+            raise AssertionError(f"still running after {timeout_seconds} s: {process.files[1].read_text()}")
+        out, err = (path.read_text() for path in process.files)
+        return Result(process.exitcode, out, err)
+
+    def run(self, *argv: object, cwd: Path, **env: str) -> Result:
+        return self.finish(self.start(*argv, cwd=cwd, **env))
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Poll until `condition` returns something true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+def losses(run: Path) -> dict[int, str]:
+    """The loss of every step, as hex floats: equality means bit-identical."""
+    from luthier.runs.store import read_events
+
+    return {event["step"]: float(event["loss"]).hex() for event in read_events(run, "train")}
+
+
+def kill(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
