@@ -66,16 +66,17 @@ def _section_help(section: str, schema: Mapping[str, Any], prefix: str, title: s
         dotted = f"{section}.{key}"
         if dotted.startswith(prefix) or key == prefix or section == prefix or title.endswith(f"={prefix}"):
             default = json.dumps(facts["default"]) if "default" in facts else "required"
-            lines.append(f"  {key} ({_kind(facts)}; {default})\n      {facts.get('description', '')}")
+            lines.append(f"  {key} ({kind_of(facts)}; {default})\n      {facts.get('description', '')}")
     wanted_shelf = bool(title) and (not prefix or title.endswith(f"={prefix}"))
     return [heading, *lines] if lines or wanted_shelf else []
 
 
-def _kind(facts: Mapping[str, Any]) -> str:
+def kind_of(facts: Mapping[str, Any]) -> str:
+    """Return the type and limits of a JSON schema in words."""
     if "enum" in facts:
         return " | ".join(map(str, facts["enum"]))
     if "anyOf" in facts:
-        return " or ".join(_kind(each) for each in facts["anyOf"])
+        return " or ".join(kind_of(each) for each in facts["anyOf"])
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false",
              "array": "list", "object": "mapping", "null": "none"}  # fmt: skip
     limits = [f"{sign} {facts[key]}" for key, sign in _LIMITS.items() if key in facts]

@@ -16,12 +16,17 @@ def _raise_disk_full() -> None:
     raise OSError(28, "No space left on device")
 
 
+def _raise_no_memory() -> None:
+    raise MemoryError("not enough memory")
+
+
 _ACTIONS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "sleep": lambda: time.sleep(3600),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "int": lambda: os.kill(os.getpid(), signal.SIGINT),
     "disk_full": _raise_disk_full,
+    "memory": _raise_no_memory,
 }
 
 
@@ -30,7 +35,7 @@ def fault_point(name: str) -> None:
     if os.environ.get("LUTHIER_TESTING") != "1" or "LUTHIER_FAULT" not in os.environ:
         return
     wanted, action, *rest = os.environ["LUTHIER_FAULT"].split(":")
-    if action == "trace" and name.startswith(wanted):
+    if action == "trace":
         print(f"fault-point {name}", flush=True)
     if name != wanted or action == "trace":
         return

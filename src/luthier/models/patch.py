@@ -57,7 +57,9 @@ def _attention(
     if dropout:
         say_once("attention dropout is left out: packed attention has none")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = FOREST_ATTENTION.choose()[1](query[0], key[0], value[0], forest, scale, sliding_window, softcap)
+    # Under autocast rotation leaves queries and keys in float32 while values are narrower.
+    q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
+    out = FOREST_ATTENTION.choose()[1](q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap)
     return out[None], None
 
 
