@@ -25,7 +25,9 @@ def settings() -> list[str]:
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"] if properties else ["No settings."]
         for key, facts in properties.items():
             default = f"`{facts['default']}`" if "default" in facts else "required"
-            lines.append(f"| `{key}` | {kind_of(facts).replace('|', 'or')} | {default} | {facts.get('description', '')} |")
+            lines.append(
+                f"| `{key}` | {kind_of(facts).replace('|', 'or')} | {default} | {facts.get('description', '')} |"
+            )
     return lines
 
 

@@ -69,7 +69,9 @@ def segment(num_context: int, num_learned: int, seed: int = 0, prefix: Sequence[
 
     draw = random.Random(seed)
     tokens = [*prefix, *(draw.randrange(VOCABULARY) for _ in range(num_context + num_learned))]
-    return Segment(tokens=tokens, weight=[0.0] * (len(tokens) - num_learned) + [1.0] * num_learned, origin=f"row {seed}")
+    return Segment(
+        tokens=tokens, weight=[0.0] * (len(tokens) - num_learned) + [1.0] * num_learned, origin=f"row {seed}"
+    )
 
 
 @dataclass
@@ -101,6 +103,8 @@ class Jobs:
     """Starts `luthier ...` in a child that costs milliseconds, because its server has imported the heavy libraries."""
 
     def __init__(self) -> None:
+        # Python 3.11's fork server does not hand sys.path on, and leaves out what it cannot import without a word.
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["preload"])
         self.count = 0
@@ -109,7 +113,9 @@ class Jobs:
         self.count += 1
         out, err = cwd / f"job{self.count}.out", cwd / f"job{self.count}.err"
         full = {**{k: v for k, v in os.environ.items() if k.startswith(("LUTHIER", "HF_"))}, **env}
-        process = self.context.Process(target=_child, args=([str(a) for a in argv], full, str(out), str(err), str(cwd)))
+        process = self.context.Process(
+            target=_child, args=([str(a) for a in argv], full, str(out), str(err), str(cwd)), daemon=True
+        )
         process.start()
         process.files = (out, err)
         return process

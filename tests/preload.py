@@ -1,17 +1,12 @@
 """Imported once by the server that test jobs are forked from; runs no tensor operation, so forking is safe."""
 
-import luthier.cli
-import luthier.export.merge
-import luthier.workflows.chat
-import luthier.workflows.estimate
-import luthier.workflows.evaluate
-import luthier.workflows.train
-import accelerate
-import peft
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.llama import modeling_llama
+from importlib import import_module
+
 from luthier.core.registry import FAMILIES, FORMATS, OBJECTIVES, TUNINGS
 
+HEAVY = ["accelerate", "accelerate.optimizer", "peft", "torch", "transformers", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "luthier.cli", "luthier.export.merge", "luthier.workflows.chat", "luthier.workflows.estimate", "luthier.workflows.evaluate", "luthier.workflows.train"]
+
+for name in HEAVY:
+    import_module(name)
 for shelf in (FAMILIES, FORMATS, OBJECTIVES, TUNINGS):
     shelf.names()

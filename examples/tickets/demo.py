@@ -1,6 +1,6 @@
 """Train on the tickets and show before and after on held-out rows: what `make demo` runs.
 
-    python examples/tickets/demo.py [--output-dir FOLDER]
+python examples/tickets/demo.py [--output-dir FOLDER]
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
     began = time.monotonic()
     before = evaluate(config)
     train(config)
-    after = evaluate(replace(config, model=replace(config.model, model_name_or_path=str(run))), out=run / "predictions.jsonl")
+    after = evaluate(
+        replace(config, model=replace(config.model, model_name_or_path=str(run))), out=run / "predictions.jsonl"
+    )
     seconds = time.monotonic() - began
     side_by_side(before, after)
     print(f"\nbefore  {before.line()}\nafter   {after.line()}")

@@ -16,7 +16,8 @@ PRODUCTS: Pair = (
     monitor;saucepan;cushion;tablet stand;rain boots;snow shovel;baby blanket;cutting board;gym bag;desk chair;
     hair dryer;milk frother;plant pot;sleeping bag;sun hat;tennis racket;toy train;ukulele;speaker;webcam;helmet lock;
     ski gloves;spice jar;steam iron;tea towel;tent peg;bread bin;wallet;curtain rod;dish rack;flower vase;cable box;
-    fruit press;toothbrush;coaster;bookend;swim cap;poster;roaster;cheese grater;wheel pump;power strip""",
+    fruit press;toothbrush;coaster;bookend;swim cap;poster;roaster;cheese grater;wheel pump;power strip;
+    cake roller;shoe polish;nail file;pasta maker;soap dish;boot rack;ink roller;soup spoon;book stand;car mirror""",
     """toaster;bookshelf;swim goggles;cheese board;wheelbarrow;puzzle box;power bank;running socks;foam roller;
     soup kettle;
     mirror;lunch box;saddle bag;pillow case;heater;dart board;ladder;head torch;shoe rack;violin bow""",
@@ -151,6 +152,8 @@ INTENTS: dict[str, Pair] = {
             "The invoice for the {product} has the wrong company name, please send a new one.",
             "Where can I download the invoice for the {product}?",
             "Please e-mail the receipt for the {product}.",
+            "A copy of the bill for the {product} is all I need.",
+            "Please give me a copy of the {product} receipt.",
         ],
         [
             "Can you send the invoice for the {product} once more?",
@@ -195,6 +198,8 @@ URGENCY: dict[str, Pair] = {
         [
             "There is no hurry.",
             "Please do not rush.",
+            "I am in no hurry with this one.",
+            "There is no rush with it.",
             "You do not have to hurry.",
             "I can wait, there is no rush.",
             "Some time next month is fine, no hurry.",
@@ -215,6 +220,8 @@ URGENCY: dict[str, Pair] = {
             "A reply in two or three days is all right.",
             "Please see to it within the week.",
             "Some time this week, please.",
+            "Reply to me this week, please.",
+            "An answer in the next few days would suit me.",
             "I hope for an answer in a few days.",
         ],
         ["Please answer this week.", "A reply within a few days would be good."],

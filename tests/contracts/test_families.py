@@ -66,7 +66,9 @@ def test_packed_equals_separate(family_folder: Path, kernels: bool, tuning) -> N
     want_gradients, have_gradients = gradients(plain, want), gradients(packed, have)
     assert want_gradients.keys() == have_gradients.keys()
     for name, gradient in want_gradients.items():
-        torch.testing.assert_close(have_gradients[name], gradient, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            have_gradients[name], gradient, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_removed_kernels_give_the_plain_model_back(family_folder: Path) -> None:

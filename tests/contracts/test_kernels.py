@@ -40,8 +40,8 @@ def test_every_kernel_has_a_backend_and_samples() -> None:
 
 
 def test_non_contiguous_input() -> None:
-    from luthier.kernels.attention import forest_attention, forest_attention_reference
     from luthier.core.batch import Spans
+    from luthier.kernels.attention import forest_attention, forest_attention_reference
 
     spans = Spans((0, 6), (6, 15), (-1, 0))
     q = torch.randn(15, 4, 8).transpose(0, 1)

@@ -1,10 +1,11 @@
-"""Kill, fill, damage and confuse a run; nothing is lost and going on gives the same losses (F1-F9, F13-F15, F18, F19)."""
+"""Kill, fill, damage and confuse a run; nothing is lost, and losses go on as if nothing happened."""
 
 import json
 import os
 import random
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,9 @@ def test_f2_killed_at_every_point_of_a_save(jobs, file, tmp_path, expected) -> N
 
 
 def test_f3_disk_full_while_saving(jobs, file, tmp_path, expected) -> None:
-    full = jobs.run("train", file, "--json", cwd=tmp_path, LUTHIER_TESTING="1", LUTHIER_FAULT="checkpoint.written:disk_full:3")
+    full = jobs.run(
+        "train", file, "--json", cwd=tmp_path, LUTHIER_TESTING="1", LUTHIER_FAULT="checkpoint.written:disk_full:3"
+    )
     assert full.code == 1
     assert full.last_json["error"]["code"] == "disk_full"
     assert [damage(p) for p in list_checkpoints(tmp_path / "run")] == [None, None]
@@ -119,7 +122,7 @@ def test_f3_events_cannot_be_written(jobs, file, tmp_path, expected) -> None:
 def test_f4_file_size_limit(jobs, file, tmp_path) -> None:
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert jobs.run("train", file, "max_steps=2", cwd=tmp_path).code == 0
     size = (tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors").stat().st_size
     shutil.rmtree(tmp_path / "run")
@@ -258,13 +261,15 @@ def test_f9_clock_going_backwards_keeps_the_order(tmp_path, monkeypatch) -> None
     events = store.read_events(tmp_path, "train")
     assert [event["step"] for event in events] == [1, 2, 3, 4]
     assert [event["seq"] for event in events] == [1, 2, 3, 4]
-    assert all(a["mono"] <= b["mono"] for a, b in zip(events, events[1:], strict=False))
+    assert all(a["mono"] <= b["mono"] for a, b in pairwise(events))
 
 
 def test_f13_half_lines_at_every_cut(tmp_path) -> None:
     from luthier.runs.store import RunStore
 
-    whole = b'{"seq": 1, "kind": "train", "step": 1, "loss": 2.0}\n{"seq": 2, "kind": "train", "step": 2, "loss": 1.0}\n'
+    whole = (
+        b'{"seq": 1, "kind": "train", "step": 1, "loss": 2.0}\n{"seq": 2, "kind": "train", "step": 2, "loss": 1.0}\n'
+    )
     for cut in range(len(whole) + 1):
         folder = tmp_path / str(cut)
         folder.mkdir()
@@ -292,7 +297,7 @@ def test_f14_non_finite_stops_before_the_step(tiny, rows, tmp_path, monkeypatch,
 
     def poisoned(self, batches, window):
         if self.state.step == 2:
-            name, parameter = next(iter(self.parameters.items()))
+            parameter = next(iter(self.parameters.values()))
             if where == "weight":
                 parameter.data.view(-1)[0] = float("nan")
             else:

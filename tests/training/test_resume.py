@@ -81,7 +81,7 @@ def test_other_data_are_refused(tiny, rows, tmp_path, monkeypatch) -> None:
     with pytest.raises(Interrupted):
         train(settings(tiny, copy, run), quiet=True)
     copy.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(RunError, match="data are not those.*then 24 rows.*now 23 rows"):
+    with pytest.raises(RunError, match=r"data are not those.*then 24 rows.*now 23 rows"):
         train(settings(tiny, copy, run, resume="auto"), quiet=True)
 
 
@@ -179,5 +179,8 @@ def test_bfloat16_full_tuning_keeps_float32_weights(tiny, rows, tmp_path, monkey
 
     monkeypatch.setattr(device, "has_fast_bfloat16", lambda: True)
     run = tmp_path / "run"
-    train(settings(tiny, rows, run, finetuning_type="full", lora_rank=None, lora_dropout=None, dtype="bfloat16"), quiet=True)
+    train(
+        settings(tiny, rows, run, finetuning_type="full", lora_rank=None, lora_dropout=None, dtype="bfloat16"),
+        quiet=True,
+    )
     assert {str(t.dtype) for t in load_file(run / "model.safetensors").values()} == {"torch.float32"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import RunError, TrainingError
@@ -57,7 +58,7 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, nee
         fault_point("checkpoint.written")
         seal(temporary, step)
         _put_in_place(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
             f"checkpoint-{step} could not be written: {error}; earlier checkpoints are intact", code="disk_full"
@@ -77,6 +78,7 @@ def _check_space(run: Path, needed_bytes: int) -> None:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     fault_point("checkpoint.before_rename")
+    bad: Path | None = None
     if target.exists():
         if damage(target) is None:  # the same step was saved before, whole
             shutil.rmtree(temporary)
@@ -88,6 +90,8 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     fault_point("checkpoint.renamed")
     sync_folder(target.parent)
     fault_point("checkpoint.done")
+    if bad is not None:
+        shutil.rmtree(bad, ignore_errors=True)
 
 
 def newest_good(run: Path) -> Checkpoint | None:
