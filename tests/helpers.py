@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -150,5 +149,5 @@ def losses(run: Path) -> dict[int, str]:
 
 
 def kill(process: Any) -> None:
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()

@@ -8,8 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 
 _visits: dict[str, int] = {}
+
+
+def _signal_self(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
 def _raise_disk_full() -> None:
@@ -21,10 +26,9 @@ def _raise_no_memory() -> None:
 
 
 _ACTIONS = {
-    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill": partial(_signal_self, signal.SIGKILL),
     "sleep": lambda: time.sleep(3600),
-    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "int": lambda: os.kill(os.getpid(), signal.SIGINT),
+    **{name.lower(): partial(_signal_self, number) for name, number in signal.Signals.__members__.items()},
     "disk_full": _raise_disk_full,
     "memory": _raise_no_memory,
 }
