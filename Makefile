@@ -1,5 +1,5 @@
 # make demo    train the packaged model on the packaged data and show before and after
-# make test    lint, types and all tests
+# make test    lint and all tests; make types runs pyright
 # make bench   measure against peers (ROWS=alpaca.json)
 # make docs    write docs/reference.md from the declarations
 
@@ -10,7 +10,7 @@ ROWS ?= ../shared/data/alpaca_en_demo.json
 TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
 TOKENIZER_VERSION = 3.7.2
 
-.PHONY: install install-dev demo test quick bench docs clean
+.PHONY: types install install-dev demo test quick bench docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -41,7 +41,6 @@ demo: install
 test: install-dev .tokenizers/.installed-$(TOKENIZER_VERSION)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/python -m pytest --doctest-modules src tests
 
 quick: install-dev
@@ -61,3 +60,6 @@ docs: install
 
 clean:
 	rm -rf $(VENV) .bench .tokenizers
+
+types: install-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
