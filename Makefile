@@ -1,12 +1,15 @@
 # make demo    train the packaged model on the packaged data and show before and after
-# make test    lint and all tests; make types runs pyright
+# make test    lint, types and all tests
+# make bench   measure against other trainers; ROWS=FILE.json names the alpaca rows to measure with
 # make docs    write docs/reference.md from the declarations
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+BENCH = .bench
+ROWS ?= ../shared/data/alpaca_en_demo.json
 
-.PHONY: types install install-dev demo test quick docs clean
+.PHONY: install install-dev demo test quick bench docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -29,16 +32,24 @@ demo: install
 test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --doctest-modules src tests
 
 quick: install-dev
 	$(BIN)/python -m pytest -m "not slow" tests
 
+# The peers live in an environment of their own: their pins are not ours.
+$(BENCH)/.installed: benchmarks/requirements.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/requirements.txt torch
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	touch $@
+
+bench: install $(BENCH)/.installed
+	$(BIN)/python benchmarks/sft.py --rows $(ROWS) --peer-python $(BENCH)/bin/python
+
 docs: install
 	$(BIN)/python docs/make_reference.py
 
 clean:
-	rm -rf $(VENV) .bench .tokenizers
-
-types: install-dev
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	rm -rf $(VENV) $(BENCH) .tokenizers

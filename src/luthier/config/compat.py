@@ -31,6 +31,8 @@ VALUES: dict[str, dict[Any, Any]] = {
     "train.resume": {None: "never", False: "never", True: "must"},
     "train.save_total_limit": {None: 0},
     "train.max_steps": {0: -1},
+    "train.save_strategy": {False: "no"},
+    "train.eval_strategy": {False: "no"},
     "model.dtype": {"float16": "auto", "fp32": "float32", "bf16": "bfloat16"},
     "data.max_samples": {None: 0},
 }

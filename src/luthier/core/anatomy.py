@@ -29,7 +29,8 @@ def family_of(model_type: str) -> Family:
 
 def plain_model(model: nn.Module) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap is not None else model
 
 
 def backbone_of(model: nn.Module) -> Any:
@@ -60,7 +61,8 @@ def linear_names(model: nn.Module) -> dict[str, int]:
     plain = plain_model(model)
     wanted = family_of(plain.config.model_type).lora_targets
     sizes: dict[str, int] = {}
-    for path, module in decoder_layers(model).named_modules():
+    layers: Any = decoder_layers(model)
+    for path, module in layers.named_modules():
         name = path.rpartition(".")[2]
         if isinstance(module, nn.Linear) and (not wanted or name in wanted):
             sizes[name] = min(module.in_features, module.out_features, sizes.get(name, 10**9))

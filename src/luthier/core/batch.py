@@ -69,9 +69,9 @@ class PackedBatch:
     segment_ids: Tensor
     """[N] int64, 0..S-1."""
     num_segments: int
-    streams: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[N] each: "old_logp", "advantage", "return" and the like."""
-    tags: Mapping[str, Tensor] = field(default_factory=dict)
+    tags: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[S] each: "desirable", "group" and the like."""
     origins: tuple[str, ...] = ()
     """Where the S segments come from, as file:line."""
@@ -121,5 +121,5 @@ class Loss:
     """The scalar SUM of an objective over a batch, never a mean: the trainer divides, once."""
 
     total: Tensor
-    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
     """name -> (sum, count)."""

@@ -50,5 +50,11 @@ def _described(value: object) -> str:
         return "null"
     if isinstance(value, str):
         return f"text {printable(value)}" if value.strip() else "empty text"
-    names = {bool: "a truth value", int: "the number", float: "the number", list: "a list", dict: "an object"}
+    names: dict[type, str] = {
+        bool: "a truth value",
+        int: "the number",
+        float: "the number",
+        list: "a list",
+        dict: "an object",
+    }
     return f"{names.get(type(value), type(value).__name__)} {printable(value, 60)}"

@@ -44,7 +44,7 @@ class Example:
     """kto: is endings[0] a good answer?"""
     tools: str | None = None
     """JSON list of tool schemas."""
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
     """Columns kept for rewards, such as "answer"."""
     origin: str = ""
     """Where the row stands, as file:line."""

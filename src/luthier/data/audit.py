@@ -111,7 +111,7 @@ def leakage(train: UnitStore, train_rows: np.ndarray, held_out: UnitStore, held_
     asked = {int(h): train.origins[i] for i, h in zip(train_rows, train.context_hash[train_rows], strict=True)}
     found: list[Finding] = []
     for i in held_out_rows:
-        where = held_out.origins[i]
+        where = str(held_out.origins[i])
         if (twin := seen.get(int(held_out.unit_hash[i]))) is not None:
             found.append(
                 Finding(kind="leak", level="warning", where=where, message=f"the same row is trained on: {twin}")

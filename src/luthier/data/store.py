@@ -29,7 +29,8 @@ class UnitStore(Sequence[Unit]):
         self._segment_start, self._unit_start = arrays["segment_start"], arrays["unit_start"]
         self.unit_hash, self.context_hash = arrays["unit_hash"], arrays["context_hash"]
         self.source_index = arrays["source_index"]
-        self.arrays, self.origins = arrays, origins
+        self.arrays = arrays
+        self.origins: Sequence[str] = origins
 
     def __len__(self) -> int:
         return len(self._unit_start) - 1
@@ -39,7 +40,7 @@ class UnitStore(Sequence[Unit]):
         for segment in range(int(self._unit_start[index]), int(self._unit_start[index + 1])):
             span = slice(int(self._segment_start[segment]), int(self._segment_start[segment + 1]))
             tokens, weight = self._tokens[span].tolist(), self._weight[span].tolist()
-            unit.append(Segment(tokens=tokens, weight=weight, origin=self.origins[index]))
+            unit.append(Segment(tokens=tokens, weight=weight, origin=str(self.origins[index])))
         return unit
 
     def lengths(self) -> np.ndarray:

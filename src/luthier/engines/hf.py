@@ -20,7 +20,8 @@ class HfEngine:
     """Shares the module that it is given; left-pads prompts of a batch."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.model: Any = model
+        self.tokenizer, self.batch_size = tokenizer, batch_size
         self.version = 0
 
     def sync(self, model: nn.Module, version: int) -> None:

@@ -133,7 +133,7 @@ def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_en
         d_weight.add_((d_CV.to(hidden_ND.dtype).t() @ hidden_ND[rows]).float())
         if d_bias is not None:
             d_bias += d_CV.sum(0)
-    return d_weight.to(weight_VD.dtype), d_bias.to(bias_V.dtype) if d_bias is not None else None
+    return d_weight.to(weight_VD.dtype), d_bias.to(hidden_ND.dtype) if d_bias is not None else None
 
 
 def _sample(num: int, hidden: int, vocabulary: int, **options: object):

@@ -130,7 +130,7 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
     try:
         facts = AutoConfig.from_pretrained(files.base, **options)
         packed = config.kernels == "auto" and bool(family_of(facts.model_type).kernels)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             files.base,
             dtype=placement.dtype,
             attn_implementation=FOREST if packed else plain_attention(facts),

@@ -6,7 +6,7 @@ Shapes: T tokens, N predictions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def _score_through(
         logp_CV = torch.log_softmax(logits_CV, -1)
         return logp_CV.gather(1, targets_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(-1)
 
-    parts: list[Literal[Any]] = [
+    parts: list[Any] = [
         checkpoint(chunk, hidden_ND[i : i + 128], targets_N[i : i + 128], use_reentrant=False)
         for i in range(0, max(1, len(targets_N)), 128)
     ]

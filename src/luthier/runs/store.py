@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from luthier.core.errors import RunError
 from luthier.core.faults import fault_point
@@ -142,7 +142,7 @@ class RunStore:
 def _parse(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-        return value if isinstance(value, dict) else {}
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     except ValueError:
         return {}
 

@@ -145,7 +145,7 @@ def _seconds(model: Any, every: int, learning: int, tokens: float, placement: Pl
 def _measured_flops(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
     a = torch.randn(size, size, dtype=dtype, device=device)
     for _ in range(3):
-        a @ a
+        torch.mm(a, a)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
