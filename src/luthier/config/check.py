@@ -57,6 +57,10 @@ RULES: tuple[Rule, ...] = (
         "interleave_probs must not be negative, and not all 0",
     ),
     (
+        lambda c: c.data.val_size > 1 and c.data.val_size % 1 != 0,
+        "val_size is a share below 1 or a whole number of rows",
+    ),
+    (
         lambda c: c.train.max_steps > 0 and c.train.warmup_steps > c.train.max_steps,
         "warmup_steps is larger than max_steps: the learning rate would never reach its peak",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ from luthier.core.registry import OBJECTIVES, TUNINGS, did_you_mean
 SHELVES = {"tuning": (TUNINGS, "lora"), "objective": (OBJECTIVES, "sft")}
 """Section -> its shelf and the name taken when none is given."""
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-_PATHS = ("model.model_name_or_path", "model.adapter_name_or_path", "data.dataset_dir", "train.output_dir")
+_INPUT_PATHS = (
+    ("model", "model_name_or_path"),
+    ("model", "adapter_name_or_path"),
+    ("data", "dataset"),
+    ("data", "eval_dataset"),
+    ("data", "dataset_dir"),
+)
+"""Section and key of what is read, never of what is written: these are looked for beside the file, too."""
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     tree = _read(source)
     problems, notices = tree.problems, []
     nested, places = _route(tree, problems, notices)
+    if tree.folder is not None:
+        _look_beside(tree.folder, nested)
     command_line = _read_overrides(overrides, problems)
     over_nested, over_places = _route(command_line, problems, notices)
     for section, values in over_nested.items():
@@ -106,8 +115,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> Tree:
     path = Path(source).expanduser()
     if (path / "config.yaml").is_file():
         path = path / "config.yaml"
-    tree = read_yaml(path)
-    return tree
+    return read_yaml(path)
 
 
 def _read_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
@@ -149,9 +157,27 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
                 put(f"{key}.{inner}", inner_value, tree.places.get(f"{key}.{inner}", place))
         elif key in SHELVES and isinstance(value, str):
             put(f"{key}.name", value, place)
+        elif key in SECTIONS or key in SHELVES:
+            problems.append(f"{place}: {key} is a section: expected `key: value` lines, found {printable(value)}")
         else:
             _route_flat(key, value, place, put, problems, notices)
     return nested, places
+
+
+def _look_beside(folder: Path, nested: dict[str, dict[str, Any]]) -> None:
+    """Complete relative paths that lead nowhere from here but somewhere from the folder of the settings file."""
+
+    def complete(value: Any) -> Any:
+        if not isinstance(value, str) or Path(value).expanduser().exists() or not (folder / value).exists():
+            return value
+        return str(folder / value)
+
+    for section, key in _INPUT_PATHS:
+        values = nested.get(section, {})
+        if isinstance(values.get(key), list):
+            values[key] = [complete(value) for value in values[key]]
+        elif isinstance(values.get(key), str):
+            values[key] = ",".join(complete(part.strip()) for part in values[key].split(","))
 
 
 def _hashable(value: Any) -> bool:
@@ -164,11 +190,13 @@ def _route_flat(key: str, value: Any, place: Place, put: Any, problems: list[str
             put(f"{homes()[key]}.{key}", value, place)
     elif key in compat.RENAMED:
         if value is not None or key == "resume_from_checkpoint":
-            put(compat.RENAMED[key], value, place)
+            put(compat.RENAMED[key], value, replace(place, key=key))
     elif key in compat.SWITCHES:
         dotted, setting = compat.SWITCHES[key]
-        if value not in (None, False):
-            put(dotted, setting, place)
+        if not isinstance(value, bool | None):
+            problems.append(f"{place}: {key}: expected true or false, found {printable(value)}")
+        elif value:
+            put(dotted, setting, replace(place, key=key))
     elif key in compat.IGNORED:
         notices.append(f"{place}: {key} is left out: {compat.IGNORED[key]}")
     elif key in compat.REFUSED:
@@ -189,11 +217,6 @@ def _default_of(key: str) -> Any:
 
 def _build(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> RunConfig | None:
     built: dict[str, Any] = {}
-    for section, values in nested.items():
-        if section not in SECTIONS and section not in SHELVES:
-            problems.append(f"{section}: no such section{did_you_mean(section, [*SECTIONS, *SHELVES])}")
-        if not isinstance(values, dict):
-            problems.append(f"{section}: expected `key: value` lines, found {printable(values)}")
     for section, cls in SECTIONS.items():
         built[section] = _validate(section, cls, nested.get(section, {}), places, problems)
     for section, (shelf, default) in SHELVES.items():
@@ -204,9 +227,21 @@ def _build(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems
         except ConfigError as error:
             problems.append(f"{places.get(f'{section}.name', 'default')}: {error}")
             continue
+        _leave_out_foreign(section, cls, values, places)
         built[section] = _validate(section, cls, values, places, problems)
     complete = len(built) == len(SECTIONS) + len(SHELVES) and all(value is not None for value in built.values())
     return RunConfig(**built) if complete else None
+
+
+def _leave_out_foreign(section: str, chosen: type, values: dict[str, Any], places: dict[str, Place]) -> None:
+    """Drop flat keys that belong to another thing of the shelf, such as lora_rank beside finetuning_type: full."""
+    known = {each.name for each in fields(chosen)}
+    elsewhere = {each.name for _, cls in SHELVES[section][0].items() for each in fields(cls)} - known
+    for key in elsewhere & values.keys():
+        place = places.get(f"{section}.{key}", Place("given"))
+        if place.key:
+            del values[key]
+            say_once(f"{place}: {place.key} is left out: {section} {chosen.__name__.lower()} has no such setting")
 
 
 def _validate(section: str, cls: type, values: dict[str, Any], places: dict[str, Place], problems: list[str]) -> Any:
@@ -240,14 +275,14 @@ def _explain(section: str, key: str, problem: dict[str, Any], known: list[str], 
     dotted, found = f"{section}.{key}", problem.get("input")
     where = places.get(dotted, Place("given")) if problem["type"] != "missing" else Place("settings")
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        everywhere = [*known, *homes()]
-        return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){did_you_mean(key, everywhere)}"
+        hint = did_you_mean(key, [*known, *homes()]) or f"; {section} has: {', '.join(known) or 'no settings'}"
+        return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){hint}"
     if problem["type"] == "missing":
         return f"{where}: {key} is required; give it in the file or as {key}=..."
     reason = _REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
     kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
     hint = "; quote it if it is a name" if isinstance(found, bool) and problem["type"] == "string_type" else ""
-    return f"{where}: {key}: {reason}, found {kind}{printable(found)}{hint}"
+    return f"{where}: {where.key or key}: {reason}, found {kind}{printable(found)}{hint}"
 
 
 def _code_of(problems: Sequence[str]) -> str:

@@ -20,6 +20,19 @@ def _split_commas(value: object) -> object:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_commas)]
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+"""Schedules that depend on the step alone."""
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -118,8 +131,10 @@ class TrainConfig:
     """Passes over the data."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Optimizer steps; overrides num_train_epochs when above 0."""
-    lr_scheduler_type: str = "linear"
-    """A schedule of transformers.get_scheduler: linear, cosine, constant_with_warmup ..."""
+    lr_scheduler_type: Schedule = "linear"
+    """Course of the learning rate after warm-up, through transformers.get_scheduler."""
+    lr_scheduler_kwargs: dict[str, float | int | str] = field(default_factory=dict[str, float | int | str])
+    """Settings of the schedule itself, such as min_lr_rate or num_decay_steps."""
     warmup_ratio: Share = 0.0
     """Fraction of all optimizer steps spent warming up."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0

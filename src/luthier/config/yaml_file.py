@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from luthier.core.errors import ConfigError
 from luthier.core.log import printable
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LARGEST_FILE_BYTES = 1_000_000
 MOST_NODES = 10_000
@@ -27,6 +25,8 @@ class Place:
 
     source: str
     line: int | None = None
+    key: str = ""
+    """As the user spelt it; empty where it is the name of the setting."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else self.source
@@ -39,6 +39,8 @@ class Tree:
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     places: dict[str, Place] = field(default_factory=dict[str, Place])
     problems: list[str] = field(default_factory=list[str])
+    folder: Path | None = None
+    """Where the file lies."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,6 +59,7 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _SURPRISING = re.compile(r"^[-+]?(0[0-7]+|[0-9]+(:[0-5]?[0-9])+)$")
 
 
@@ -85,7 +88,9 @@ def read_yaml(path: Path) -> Tree:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); convert it with iconv", code="config") from error
-    return parse_yaml(text, str(path))
+    tree = parse_yaml(text, str(path))
+    tree.folder = path.parent
+    return tree
 
 
 def parse_yaml(text: str, source: str) -> Tree:
@@ -144,7 +149,7 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.Node, path: str, line: int) -> Any:
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2].startswith("python"):
+        if node.tag not in _PLAIN_TAGS:
             self.tree.problems.append(
                 f"{self.source}:{line}: tag {printable(node.tag)} is not allowed; nothing was run"
             )

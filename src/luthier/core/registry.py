@@ -76,7 +76,7 @@ class Registry(Generic[T]):
         if name not in self._items:
             known = sorted(self._items)
             raise ConfigError(
-                f"unknown {self.what} {name!r}{did_you_mean(name, known)} It may be one of: {', '.join(known)}",
+                f"unknown {self.what} {name!r}{did_you_mean(name, known) or '.'} It may be one of: {', '.join(known)}",
                 code="config_unknown_name",
             )
         return self._items[name]

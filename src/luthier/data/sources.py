@@ -206,7 +206,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             where = f"{path}:{number}"
             if not raw.strip():
                 continue
-            text = _decoded(raw, where)
+            text = _decoded(raw.rstrip(b"\r\n"), where)
             yield text if isinstance(text, Row) else _json_row(text, where)
 
 

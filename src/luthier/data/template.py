@@ -53,7 +53,9 @@ def apply_named_template(tokenizer: Any, name: str | None, facts: dict[str, str 
     name = facts.get(name) or name
     if name not in shelf_names():
         known = [*shelf_names(), *facts]
-        raise ConfigError(f"unknown template {name!r}{did_you_mean(name, known)} There are: {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"unknown template {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(sorted(known))}"
+        )
     text = files("luthier.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
     needed = _special_tokens_of(text)
     missing = [token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from luthier.core.anatomy import family_of
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, ModelError
 from luthier.core.log import logger
 from luthier.core.registry import OBJECTIVES
 from luthier.core.types import Sampling
@@ -21,6 +23,7 @@ from luthier.engines.hf import HfEngine
 from luthier.kernels.cpu import prepare_process
 from luthier.models.device import place
 from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
+from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
     from luthier.config.schema import DataConfig, RunConfig
@@ -168,3 +171,22 @@ def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     template = make_template(tokenizer, config.data, plain.config.model_type)
     engine = HfEngine(model, tokenizer, batch_size=config.evaluate.predict_batch_size)
     return Speaker(template, engine, config.generate)
+
+
+def load_base_speaker(config: RunConfig) -> Speaker:
+    """Load the model that `config`'s model was made from. Raises ModelError when there is none."""
+    name = config.model.model_name_or_path
+    if config.model.adapter_name_or_path is not None or resolve(name).adapter is not None:
+        return load_speaker(config, with_adapter=False)
+    base = _base_of_run(name)
+    if base is None:
+        raise ModelError(f"{name} is no run directory and no adapter, so there is no base to compare it with")
+    return load_speaker(replace(config, model=replace(config.model, model_name_or_path=base)))
+
+
+def _base_of_run(name: str) -> str | None:
+    """Return the model that a run was started from."""
+    for folder in (Path(name).expanduser(), Path(name).expanduser().parent):
+        if is_run(folder):
+            return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["model_name_or_path"]
+    return None

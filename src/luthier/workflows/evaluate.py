@@ -12,7 +12,7 @@ from luthier.core.paths import write_whole
 from luthier.data.prepare import Preparer
 from luthier.data.sources import find_sources, read_rows
 from luthier.evaluation.predict import Prediction, exact_match, predict, wilson_interval
-from luthier.workflows.build import load_speaker
+from luthier.workflows.build import load_base_speaker, load_speaker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,21 +38,21 @@ class Evaluation:
         return f"{self.model}: exact match {self.exact_match:.3f} (95 %: {low:.3f} to {high:.3f}, {count} rows)"
 
 
-def evaluate(config: RunConfig, *, with_adapter: bool = True, out: Path | None = None) -> Evaluation:
+def evaluate(config: RunConfig, *, base: bool = False, out: Path | None = None) -> Evaluation:
     """Answer the rows of `eval_dataset` greedily, or as `generate` says, and count exact answers.
 
-    `with_adapter=False` grades the untouched base. Writes the predictions to `out` as JSON lines when given.
+    `base` grades the model that this one was made from. Writes the predictions to `out` as JSON lines when given.
     """
     names = config.data.eval_dataset
     if not names:
         raise ConfigError("eval_dataset is required: the rows to answer", code="config_missing")
-    speaker = load_speaker(config, with_adapter=with_adapter)
+    speaker = load_base_speaker(config) if base else load_speaker(config)
     examples = read_examples(config, Preparer(speaker.template, config.data, plain_text=False))
     predictions = predict(
         examples, template=speaker.template, engine=speaker.engine, how=config.generate, decode=speaker.decode
     )
     share = exact_match(predictions)
-    name = config.model.model_name_or_path if with_adapter else f"base of {config.model.model_name_or_path}"
+    name = f"base of {config.model.model_name_or_path}" if base else config.model.model_name_or_path
     if out is not None:
         write_whole(out, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))
     return Evaluation(name, share, wilson_interval(share, len(predictions)), predictions)

@@ -49,6 +49,7 @@ LOOP_SETTINGS_THAT_MATTER = [
     "gradient_accumulation_steps",
     "learning_rate",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "optim",
     "weight_decay",
     "adam_beta1",

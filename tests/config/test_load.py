@@ -1,0 +1,166 @@
+"""One file, three spellings, one configuration; and where each value came from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.config import compat
+from luthier.config.load import SHELVES, dump, homes, json_schema, load_config
+from luthier.config.schema import SECTIONS
+from luthier.config.yaml_file import parse_scalar, parse_yaml
+from luthier.core.errors import ConfigError
+
+FLAT = """
+model_name_or_path: meta/some-model
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 16
+lora_target: q_proj,v_proj
+dataset: identity,alpaca_en_demo
+template: llama3
+cutoff_len: 1024
+overwrite_cache: true
+preprocessing_num_workers: 16
+output_dir: saves/llama3
+logging_steps: 10
+save_steps: 100
+plot_loss: true
+overwrite_output_dir: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 500
+save_strategy: no
+"""
+
+
+def test_file_of_llama_factory_means_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "llama3_lora_sft.yaml"
+    path.write_text(FLAT)
+    loaded = load_config(path, ["lora_rank=32", "report_to=none"])
+    config = loaded.config
+    assert (config.tuning.rank, config.tuning.targets) == (32, ("q_proj", "v_proj"))
+    assert config.data.dataset == ("identity", "alpaca_en_demo")
+    assert config.train.learning_rate == 1e-4
+    assert config.model.dtype == "bfloat16"
+    assert not config.model.allow_remote_code
+    assert config.train.save_strategy == "no"
+    assert loaded.place("tuning.rank") == "command line"
+    assert loaded.place("data.cutoff_len") == f"{path}:11"
+    assert loaded.place("train.seed") == "default"
+    said = "\n".join(loaded.notices)
+    for key in ("trust_remote_code", "do_train", "overwrite_cache", "preprocessing_num_workers", "ddp_timeout"):
+        assert f"{key} is left out: {compat.IGNORED[key]}" in said
+
+
+def test_flat_nested_and_dotted_spellings_agree(tmp_path: Path) -> None:
+    nested = {"model": {"model_name_or_path": "m", "dtype": "float32"}, "tuning": {"name": "freeze", "layers": 3}}
+    dotted = {"model.model_name_or_path": "m", "model.dtype": "float32", "tuning.name": "freeze", "tuning.layers": 3}
+    flat = {"model_name_or_path": "m", "dtype": "float32", "finetuning_type": "freeze", "freeze_trainable_layers": 3}
+    configs = [load_config(each).config for each in (nested, dotted, flat)]
+    assert configs[0] == configs[1] == configs[2]
+
+
+def test_dump_is_read_back() -> None:
+    config = load_config({"model_name_or_path": "m", "dataset": "a.jsonl,b.jsonl", "interleave_probs": [1, 2],
+                          "mix_strategy": "interleave_under", "lora_alpha": 7, "columns": {"prompt": "q"}}).config  # fmt: skip
+    text = yaml.safe_dump(dump(config), sort_keys=False)
+    assert load_config(parse_yaml(text, "x").values).config == config
+
+
+def test_setting_of_another_tuning_is_left_out_of_flat_files() -> None:
+    config = load_config({"model_name_or_path": "m", "finetuning_type": "full", "lora_rank": 8}).config
+    assert type(config.tuning).__name__ == "Full"
+
+
+def test_paths_are_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "job" / "run.yaml").write_text("model_name_or_path: m\ndataset: rows.jsonl, other\noutput_dir: out\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("job/run.yaml").config
+    assert config.data.dataset == ("job/rows.jsonl", "other")
+    assert config.train.output_dir == "out"
+    monkeypatch.chdir(tmp_path / "job")
+    assert load_config("run.yaml").config.data.dataset == ("rows.jsonl", "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("2E5", 2e5), (".5", 0.5), ("1_000", 1000), ("-3", -3), ("yes", True), ("off", False), ("~", None),
+     ("[a, b]", ["a", "b"]), ("C:\\x", "C:\\x"), ("a: b", "a: b"), ("12:30", "12:30"), ("'010'", "010"), ("1e", "1e")],
+)  # fmt: skip
+def test_scalars(text: str, value: Any) -> None:
+    assert parse_scalar(text, "command line") == value
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        load_config(parse_yaml(text, "x").values)
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-30, max_value=1e30))
+def test_every_float_that_python_writes_is_a_number(value: float) -> None:
+    config = load_config({"model_name_or_path": "m"}, [f"learning_rate={value!r}"]).config
+    assert config.train.learning_rate == value
+
+
+def test_key_names_are_given_once() -> None:
+    from dataclasses import fields
+
+    names = [each.name for cls in SECTIONS.values() for each in fields(cls)]
+    assert len(names) == len(set(names))
+    tables = [set(compat.RENAMED), set(compat.IGNORED), set(compat.REFUSED), set(compat.SWITCHES), set(homes())]
+    for i, one in enumerate(tables):
+        for other in tables[i + 1 :]:
+            assert not one & other
+
+
+def test_renamed_keys_lead_to_settings() -> None:
+    from dataclasses import fields
+
+    for dotted in (*compat.RENAMED.values(), *compat.VALUES, *(target for target, _ in compat.SWITCHES.values())):
+        section, _, key = dotted.partition(".")
+        classes = [SECTIONS[section]] if section in SECTIONS else [cls for _, cls in SHELVES[section][0].items()]
+        assert key == "name" or any(key in {f.name for f in fields(cls)} for cls in classes), dotted
+
+
+def test_every_setting_is_explained() -> None:
+    schema = json_schema()["properties"]
+    described = [schema[s] for s in SECTIONS] + [c for s in SHELVES for c in schema[s]["oneOf"]]
+    for part in described:
+        for name, entry in part.get("properties", {}).items():
+            assert name == "name" or entry.get("description"), name
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    source = Path(__file__).parents[2] / "src"
+    code = "".join(p.read_text() for p in source.rglob("*.py") if p.name not in ("schema.py", "compat.py"))
+    assert [key for key in homes() if f".{key}" not in code] == []
+
+
+def test_schedules_are_those_of_transformers() -> None:
+    from typing import get_args
+
+    from transformers import SchedulerType
+
+    from luthier.config.schema import Schedule
+
+    by_metric = {"reduce_lr_on_plateau", "greedy"}
+    assert set(get_args(Schedule)) == {each.value for each in SchedulerType} - by_metric

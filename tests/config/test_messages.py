@@ -1,0 +1,85 @@
+"""What a person reads after each mistake in a settings file, word by word."""
+
+from pathlib import Path
+
+import pytest
+
+from luthier.config.load import load_config
+from luthier.core.errors import ConfigError
+
+MISTAKES = {
+    "misspelt": ("learnig_rate: 1e-4", "f.yaml:2: unknown key 'learnig_rate' (value '0.0001'); did you mean 'learning_rate'?"),
+    "negative": ("learning_rate: -1", "f.yaml:2: learning_rate: input should be greater than 0, found '-1'"),
+    "nan": ("learning_rate: .nan", "f.yaml:2: learning_rate: expected a finite number, found 'nan'"),
+    "text for a number": ("learning_rate: fast", "f.yaml:2: learning_rate: expected a number, found text 'fast'"),
+    "user's spelling": ("lora_rank: 2.5", "f.yaml:2: lora_rank: expected a whole number, found '2.5'"),
+    "list": ("lora_target: 3", "f.yaml:2: lora_target: expected a list, found '3'"),
+    "switch": ("bf16: maybe", "f.yaml:2: bf16: expected true or false, found 'maybe'"),
+    "twice": ("seed: 1\nseed: 2", "f.yaml:3: key 'seed' stands twice, first in line 2"),
+    "flat and nested": ("model:\n  model_name_or_path: n", "f.yaml:3: model.model_name_or_path is given twice, first at f.yaml:1"),
+    "section": ("model: 3", "f.yaml:2: model is a section: expected `key: value` lines, found '3'"),
+    "nested key": ("model:\n  dtyp: float32", "f.yaml:3: unknown key 'model.dtyp' (value 'float32'); did you mean 'dtype'?"),
+    "tuning": ("finetuning_type: lroa", "f.yaml:2: unknown tuning 'lroa'; did you mean 'lora'? It may be one of: freeze, full, lora"),
+    "foreign": ("tuning:\n  name: freeze\n  rank: 3", "f.yaml:4: unknown key 'tuning.rank' (value '3'); tuning has: layers, modules, extra_modules"),
+    "octal": ("seed: 010", "f.yaml:2: seed: 010 means different numbers to different YAML readers; write the decimal number, or quote it"),
+    "tag": ("run_name: !!python/object:os.system x", "f.yaml:2: tag 'tag:yaml.org,2002:python/object:os.system' is not allowed; nothing was run"),
+    "tab": ("\tseed: 1", "f.yaml:2: not YAML: found character '\\t' that cannot start any token. A tab, or a missing blank after a colon?"),
+    "documents": ("---\nseed: 1", "f.yaml holds 2 documents separated by ---; expected one"),
+    "val_size": ("val_size: 1.5", "val_size is a share below 1 or a whole number of rows"),
+    "stream": ("streaming: true", "streaming: true needs max_steps, because the number of rows is not known beforehand"),
+    "launcher": ("deepspeed: ds.json", "f.yaml:2: deepspeed is not supported: start with `accelerate launch --use_deepspeed -m luthier train FILE` instead"),
+    "best without rows": ("load_best_model_at_end: true", "load_best_model_at_end needs evaluation rows; set val_size or eval_dataset"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    Path("f.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config("f.yaml", overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_has_its_sentence(name: str) -> None:
+    line, message = MISTAKES[name]
+    assert refusal(f"model_name_or_path: m\n{line}\n") == message
+
+
+def test_all_mistakes_are_told_together() -> None:
+    text = "learning_rate: fast\nnum_train_epochs: 0\nlora_rnk: 4\n"
+    assert set(refusal(text, "sed=1", "seed").splitlines()) == {
+        "command line: 'seed' is not of the form key=value",
+        "f.yaml:3: unknown key 'lora_rnk' (value '4'); did you mean 'lora_rank'?",
+        "command line: unknown key 'sed' (value '1'); did you mean 'seed'?",
+        "settings: model_name_or_path is required; give it in the file or as model_name_or_path=...",
+        "f.yaml:1: learning_rate: expected a number, found text 'fast'",
+        "f.yaml:2: num_train_epochs: input should be greater than 0, found '0'",
+    }
+
+
+def test_missing_file_names_its_neighbours() -> None:
+    Path("sft.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="stf.yaml does not exist; there are: sft.yaml"):
+        load_config("stf.yaml")
+
+
+def test_not_utf8() -> None:
+    Path("f.yaml").write_bytes(b"run_name: caf\xe9\n")
+    with pytest.raises(ConfigError, match="f.yaml is not UTF-8 \\(byte 13\\)"):
+        load_config("f.yaml")
+
+
+def test_alias_bomb_ends_early() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    assert "more than 10000 values" in refusal("\n".join(lines))
+
+
+def test_secrets_of_the_terminal_do_not_run() -> None:
+    assert "\x1b" not in refusal('"\\e[31mseed": 1\n')
