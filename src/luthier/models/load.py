@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -137,7 +138,7 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
             use_safetensors=None if config.allow_pickle else True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(
             f"model {files.public_base} cannot be loaded: {_first_line(error)}", code="model_missing"
         ) from error
