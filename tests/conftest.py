@@ -11,8 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from helpers import TINY_CONFIGS, Jobs, byte_tokenizer
-from transformers import AutoModelForCausalLM
+from helpers import TINY_CONFIGS, Jobs, byte_tokenizer, make_folder
 
 torch.set_num_threads(1)
 
@@ -39,14 +38,6 @@ def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama."""
     return make_folder("llama", tmp_path_factory.mktemp("tiny"))
-
-
-def make_folder(name: str, folder: Path) -> Path:
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(TINY_CONFIGS[name]())
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,18 @@ def byte_tokenizer() -> Any:
     return tokenizer
 
 
+def make_folder(name: str, folder: Path) -> Path:
+    """A folder with a tiny random model of family `name`, tokenizer included."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(TINY_CONFIGS[name]())
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def segment(num_context: int, num_learned: int, seed: int = 0, prefix: Sequence[int] = ()) -> Any:
     """Random tokens behind `prefix`; the last `num_learned` are learned."""
     import random

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import byte_tokenizer
+from helpers import byte_tokenizer, make_folder
 from transformers import AutoModelForCausalLM
 
 from luthier.core.registry import ENGINES
@@ -17,8 +17,6 @@ PROMPTS = [list(b"hello there"), list(b"a"), list("你好 🙂".encode())]
 
 @pytest.fixture(params=["llama", "gemma2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    from conftest import make_folder
-
     register_attention()
     folder: Path = make_folder(request.param, tmp_path_factory.mktemp(request.param))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=FOREST).eval()
