@@ -14,7 +14,7 @@ import typer
 from luthier.cli.data import data_app
 from luthier.cli.runs import runs_app
 from luthier.core.errors import Interrupted, LuthierError, RunError
-from luthier.core.log import logger, setup
+from luthier.core.log import is_main_process, logger, setup
 
 if TYPE_CHECKING:
     from luthier.config.load import Loaded
@@ -55,6 +55,8 @@ def train(
     from luthier.workflows.train import train as run_training
 
     result = run_training(loaded.config, quiet=quiet)
+    if not is_main_process():
+        return
     if json:
         as_json(**asdict(result))
         return

@@ -90,7 +90,8 @@ class PackedBatch:
     def without_predictions(self) -> Self:
         """Return the same tokens with nothing to predict: a rank's share when it has no batch left."""
         none = {name: getattr(self, name)[:0] for name in ("rows", "targets", "weight", "segment_ids")}
-        return replace(self, **none, streams={name: x_N[:0] for name, x_N in self.streams.items()})
+        streams = {name: x_N[:0] for name, x_N in self.streams.items()}
+        return replace(self, **none, streams=streams, origins=(), segment_tokens=0)
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to `device`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,32 @@ from luthier.training.checkpoint import Checkpoint, load_optimizer, random_state
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from luthier.training.trainer import Trainer, TrainState
+
+@dataclass(slots=True)
+class TrainState:
+    """What changes while training, besides tensors."""
+
+    step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+    epoch: float = 0.0
+    tokens: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    last_loss: float = math.nan
+    last_eval_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """What makes an update out of a gradient, and what it must fit when a run goes on."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    total_steps: int
+    identity: dict[str, Any]
+    """Data fingerprint and every setting that changes what the loss means."""
 
 
 def versions() -> dict[str, Any]:
@@ -35,44 +61,42 @@ def versions() -> dict[str, Any]:
     }
 
 
-def write_state(folder: Path, trainer: Trainer) -> None:
+def write_state(folder: Path, state: TrainState, updates: Updates) -> None:
     """Write everything that resuming needs beside the model."""
-    names = {id(p): name for name, p in trainer.parameters.items()}
-    numbers = save_optimizer(trainer.raw_optimizer, names, folder)
+    names = {id(p): name for name, p in updates.parameters.items()}
+    numbers = save_optimizer(updates.optimizer, names, folder)
     save_file(random_states(), folder / "rng.safetensors")
     plain = {
-        **asdict(trainer.state),
+        **asdict(state),
         "optimizer_numbers": numbers,
-        "learning_rates": [group["lr"] for group in trainer.raw_optimizer.param_groups],
-        "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if isinstance(v, (int, float, list, bool))},
-        "total_steps": trainer.total_steps,
-        "identity": trainer.identity,
+        "learning_rates": [group["lr"] for group in updates.optimizer.param_groups],
+        "schedule": {k: v for k, v in updates.schedule.state_dict().items() if isinstance(v, (int, float, list, bool))},
+        "total_steps": updates.total_steps,
+        "identity": updates.identity,
         "versions": versions(),
     }
     # Infinity and NaN are allowed here: only luthier reads this file.
     (folder / "state.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
-def read_state(checkpoint: Checkpoint, trainer: Trainer) -> TrainState:
-    """Put a checkpoint's optimizer, schedule and random states into `trainer`; the model was loaded from it before.
+def read_state(checkpoint: Checkpoint, updates: Updates) -> TrainState:
+    """Put a checkpoint's optimizer, schedule and random states in place; the model was loaded from it before.
 
     Raises RunError naming the first setting or data fingerprint that differs.
     """
-    from luthier.training.trainer import TrainState
-
     stored = checkpoint.state
-    _check_identity(stored["identity"], trainer.identity)
-    _say_differences(stored, trainer)
-    load_optimizer(trainer.raw_optimizer, trainer.parameters, checkpoint.path, stored["optimizer_numbers"])
-    if stored["total_steps"] == trainer.total_steps:
-        trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **stored["schedule"]})
-        for group, rate in zip(trainer.raw_optimizer.param_groups, stored["learning_rates"], strict=True):
+    _check_identity(stored["identity"], updates.identity)
+    _say_differences(stored)
+    load_optimizer(updates.optimizer, updates.parameters, checkpoint.path, stored["optimizer_numbers"])
+    if stored["total_steps"] == updates.total_steps:
+        updates.schedule.load_state_dict({**updates.schedule.state_dict(), **stored["schedule"]})
+        for group, rate in zip(updates.optimizer.param_groups, stored["learning_rates"], strict=True):
             group["lr"] = rate
     else:
         logger.warning("the run was planned for %d steps, now %d: the learning rate follows the new plan",
-                       stored["total_steps"], trainer.total_steps)  # fmt: skip
+                       stored["total_steps"], updates.total_steps)  # fmt: skip
         for _ in range(int(stored["step"])):
-            trainer.schedule.step()
+            updates.schedule.step()
     restore_random_states(load_file(checkpoint.path / "rng.safetensors"))
     known = {each.name for each in fields(TrainState)}
     state = TrainState(**{key: value for key, value in stored.items() if key in known})
@@ -92,7 +116,7 @@ def _check_identity(then: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _say_differences(stored: dict[str, Any], trainer: Trainer) -> None:
+def _say_differences(stored: dict[str, Any]) -> None:
     then, now = stored["versions"], versions()
     differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:

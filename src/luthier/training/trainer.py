@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,11 @@ from torch import Tensor
 from luthier.core.errors import Interrupted, TrainingError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
-from luthier.data.loader import Cursor, Loader, MapLoader, Window
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
 from luthier.training.optim import learning_parameters, make_optimizer, make_schedule
-from luthier.training.state import read_state, write_state
+from luthier.training.state import TrainState, Updates, read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +26,11 @@ if TYPE_CHECKING:
     from luthier.config.schema import TrainConfig
     from luthier.core.batch import PackedBatch
     from luthier.core.protocols import Objective
+    from luthier.data.loader import Loader, MapLoader, Window
     from luthier.models.policy import Policy
     from luthier.training.stop import StopFlag
 
 ROWS_NAMED = 16
-
-
-@dataclass(slots=True)
-class TrainState:
-    """What changes while training, besides tensors."""
-
-    step: int = 0
-    cursor: Cursor = field(default_factory=Cursor)
-    epoch: float = 0.0
-    tokens: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    last_loss: float = math.nan
-    last_eval_loss: float | None = None
 
 
 class Trainer:
@@ -69,14 +53,14 @@ class Trainer:
     ) -> None:
         self.objective, self.config, self.accelerator = objective, config, accelerator
         self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
-        self.save_model, self.identity = save_model, identity
+        self.save_model = save_model
         self.parameters = learning_parameters(policy)
         self.total_steps = self._total_steps()
-        optimizer = make_optimizer(config, self.parameters)
-        self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
-        self.raw_optimizer = optimizer
-        self.schedule = make_schedule(config, optimizer, self.total_steps)
+        self.optimizer = make_optimizer(config, self.parameters)
+        self.policy, _ = accelerator.prepare(policy, self.optimizer)
+        self.schedule = make_schedule(config, self.optimizer, self.total_steps)
+        self.updates = Updates(self.parameters, self.optimizer, self.schedule, self.total_steps, identity)
         self.state = TrainState()
         self.progress = Progress(self.total_steps, quiet=quiet or not accelerator.is_main_process)
         self.means = Means()
@@ -87,7 +71,7 @@ class Trainer:
     def fit(self, resume: Checkpoint | None = None) -> TrainState:
         """Train until the last step, an early stop, or a stop signal; a checkpoint stands at the end."""
         if resume is not None:
-            self.state = read_state(resume, self)
+            self.state = read_state(resume, self.updates)
             logger.info("resumed from %s", resume.path.name)
         self._status("running")
         self.policy.train()
@@ -142,13 +126,13 @@ class Trainer:
         if not math.isfinite(float(norm)) or suspects:
             self._refuse(float(norm), suspects or [origin for batch in batches for origin in batch.origins])
         learning_rate = self.schedule.get_last_lr()[0]
-        self.raw_optimizer.step()
+        self.optimizer.step()
         self.schedule.step()
-        self.raw_optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": float(norm), "learning_rate": learning_rate}
 
     def _refuse(self, norm: float, rows: Sequence[str]) -> None:
-        self.raw_optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         good = next(iter(list_checkpoints(self.run.path)), None)
         named = ", ".join(dict.fromkeys(rows[:ROWS_NAMED]))
         raise TrainingError(
@@ -228,7 +212,7 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         self.save_model(folder)
         if not self.config.save_only_model:
-            write_state(folder, self)
+            write_state(folder, self.state, self.updates)
 
     def _leave_if_stopped(self) -> None:
         stopped = torch.tensor(float(bool(self.stop)))

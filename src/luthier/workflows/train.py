@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from luthier.config.load import dump
-from luthier.core.errors import LuthierError, RunError
+from luthier.core.errors import LuthierError
 from luthier.core.log import logger
-from luthier.core.paths import sync_folder, write_whole
+from luthier.core.paths import write_whole
 from luthier.kernels.cpu import prepare_process
 from luthier.models.device import place
 from luthier.models.load import (
@@ -31,18 +28,19 @@ from luthier.models.load import (
     resolve_adapter,
 )
 from luthier.models.policy import Policy
-from luthier.runs.store import RunStore, is_run, list_checkpoints, new_run_path, read_status
-from luthier.training.checkpoint import Checkpoint, newest_good, open_checkpoint
+from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
-from luthier.training.trainer import Trainer, TrainState, best_checkpoint
+from luthier.training.trainer import Trainer, best_checkpoint
 from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data
+from luthier.workflows.run_directory import Holding, choose_run, publish
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
+    from luthier.training.checkpoint import Checkpoint
+    from luthier.training.state import TrainState
 
-NOT_MODEL_FILES = ("optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json")
 SETTINGS_THAT_MATTER = ("tuning", "objective", "model", "data")
 LOOP_SETTINGS_THAT_MATTER = [
     "per_device_train_batch_size",
@@ -81,7 +79,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     Raises a LuthierError: ConfigError, DataError, ModelError and RunError before anything is written, TrainingError or
     Interrupted afterwards, with the last checkpoint intact.
     """
-    path, resume = _choose_run(config)
+    path, resume = choose_run(config)
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
     prepare_process(config.model.threads)
@@ -91,7 +89,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     parts = _assemble(config, resume)
     data = read_data(config, parts.preparer)
     with (
-        _holding(path, config, accelerator) as run,
+        Holding(path, config, accelerator) as run,
         listening(stop, lambda n: run.set_status("stopped", stop_reason=f"signal {n}")),
     ):
         if accelerator.is_main_process:
@@ -116,60 +114,6 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         _log_plan(config, data, trainer)
         state = trainer.fit(resume)
         return _finish(config, run, trainer, state, parts.save_model)
-
-
-# ---- which directory, which checkpoint
-
-
-def _choose_run(config: RunConfig) -> tuple[Path, Checkpoint | None]:
-    """Return the run directory and the checkpoint to go on from. Raises RunError when something would be lost."""
-    asked = config.train
-    if asked.output_dir is None:
-        if asked.resume in ("must",):
-            raise RunError("resume: must needs an output_dir (or --resume PATH)")
-        if asked.resume not in ("never", "auto"):
-            checkpoint = open_checkpoint(Path(asked.resume).expanduser())
-            return checkpoint.path.parent, checkpoint
-        return new_run_path(Path("runs"), asked.run_name or _default_name(config)), None
-    path = Path(asked.output_dir).expanduser()
-    if path.exists() and not path.is_dir():
-        raise RunError(f"output_dir {path} is a file", code="run_exists")
-    if not path.exists() or not any(path.iterdir()):
-        if asked.resume == "must":
-            raise RunError(f"resume: must, but {path} holds no run", code="run_no_checkpoint")
-        return path, None
-    return path, _existing_run(path, config)
-
-
-def _default_name(config: RunConfig) -> str:
-    data = Path(config.data.dataset[0]).stem if config.data.dataset else "run"
-    return f"{Path(config.model.model_name_or_path).name}-{data}"
-
-
-def _existing_run(path: Path, config: RunConfig) -> Checkpoint | None:
-    asked = config.train.resume
-    if not is_run(path) and not (path / "run.lock").exists():
-        raise RunError(f"output_dir {path} has files that are no run; choose another folder", code="run_exists")
-    if asked not in ("never", "auto", "must"):
-        return open_checkpoint(Path(asked).expanduser())
-    if config.train.overwrite_output_dir and asked == "never":
-        return None
-    state = read_status(path).get("state", "unknown")
-    has_checkpoints = bool(list_checkpoints(path))
-    if asked == "never" and (has_checkpoints or state == "done"):
-        raise RunError(
-            f"output_dir {path} already holds a run ({state}); go on with --resume auto, choose another output_dir, "
-            "or replace it with overwrite_output_dir=true",
-            code="run_exists",
-        )
-    good = newest_good(path)
-    if good is None and (asked == "must" or has_checkpoints):
-        raise RunError(
-            f"{path} holds no checkpoint that verifies, so it cannot be resumed; "
-            "to begin anew set overwrite_output_dir=true",
-            code="run_no_checkpoint",
-        )
-    return good
 
 
 def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
@@ -247,46 +191,6 @@ def _accelerator(config: RunConfig, path: Path) -> Any:
     return accelerator
 
 
-class _holding:
-    """Holds the run directory while training; on any error its status says what happened."""
-
-    def __init__(self, path: Path, config: RunConfig, accelerator: Any) -> None:
-        self.path, self.config, self.accelerator = path, config, accelerator
-
-    def __enter__(self) -> RunStore:
-        if self.config.train.overwrite_output_dir and self.config.train.resume == "never" and self.path.exists():
-            _move_aside(self.path)
-        text = yaml.safe_dump(dump(self.config), sort_keys=False, allow_unicode=True)
-        rank = self.accelerator.process_index
-        path = self.path if rank == 0 else self.path / f"rank-{rank}"
-        self.run = RunStore.open(path, text)
-        self.run.set_status("starting", name=self.config.train.run_name or self.path.name)
-        if self.config.train.report_to:
-            self.accelerator.init_trackers("tracker", config={"run": str(self.path)})
-        return self.run
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self.run.status.get("state") not in ("stopped", "done"):
-            code = getattr(error, "code", type(error).__name__)
-            try:
-                self.run.set_status("failed", error=str(error), error_code=code)
-            except OSError as disk:
-                logger.error("status.json could not be written: %s", disk)
-        if self.config.train.report_to:
-            self.accelerator.end_training()
-        self.run.close()
-
-
-def _move_aside(path: Path) -> None:
-    if not any(path.iterdir()):
-        return
-    old = new_run_path(path.parent, f"{path.name}-replaced")
-    holder = RunStore.open(path, (path / "config.yaml").read_text() if (path / "config.yaml").exists() else "")
-    holder.close()  # it was not locked by anyone
-    path.rename(old)
-    logger.warning("the run that was in %s is now in %s", path, old)
-
-
 def _write_audit(run: RunStore, data: Data) -> None:
     reports = {name: report.as_dict() for name, report in data.reports.items()}
     write_whole(run.path / "audit.json", json.dumps(reports, indent=1, ensure_ascii=False))
@@ -328,7 +232,7 @@ def _finish(
         logger.info("the result is %s, with eval_loss %.4f", source.name, state.best_loss)
         eval_loss = state.best_loss
     if trainer.accelerator.is_main_process:
-        _publish(run.path, source or run.path / f"checkpoint-{state.step}", save_model)
+        publish(run.path, source or run.path / f"checkpoint-{state.step}", save_model)
         if config.train.plot_loss:
             plot_loss(run.path)
     speed = round(state.tokens / trainer.seconds_training, 1) if trainer.seconds_training else None
@@ -348,21 +252,3 @@ def _finish(
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and value == value else None
-
-
-def _publish(run: Path, source: Path, save_model: Callable[[Path], None]) -> None:
-    """Put the final model at the root of the run directory: every file whole, weights last."""
-    temporary = run / f"tmp-final-{os.getpid()}"
-    temporary.mkdir()
-    if source.is_dir():
-        for file in source.iterdir():
-            if file.name not in NOT_MODEL_FILES:
-                shutil.copy2(file, temporary / file.name)
-    else:
-        save_model(temporary)
-    for file in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".safetensors"):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-        file.replace(run / file.name)
-    temporary.rmdir()
-    sync_folder(run)

@@ -1,0 +1,32 @@
+"""Two processes that share every step give the losses of one that does it all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import Jobs
+
+from luthier.runs.store import read_events
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny: Path, rows: Path, tmp_path: Path, jobs: Jobs) -> None:
+    (tmp_path / "f.yaml").write_text(
+        f"model_name_or_path: {tiny}\ndataset: {rows}\nlora_rank: 4\ndtype: float32\ndevice: cpu\nthreads: 1\n"
+        "num_train_epochs: 2\nper_device_train_batch_size: 3\nlearning_rate: 1e-3\nval_size: 5\neval_steps: 2\nplot_loss: false\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "luthier"]
+    env = {**os.environ, "LUTHIER_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*launch, "train", "f.yaml", "output_dir=two"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "two"
+    alone = jobs.run("train", "f.yaml", "output_dir=one", "gradient_accumulation_steps=2", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    for kind, key in (("train", "loss"), ("train", "grad_norm"), ("train", "tokens"), ("eval", "eval_loss")):
+        one, two = ([event[key] for event in read_events(tmp_path / run, kind)] for run in ("one", "two"))
+        assert len(one) >= 3
+        assert two == pytest.approx(one, rel=1e-5)
