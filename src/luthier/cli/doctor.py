@@ -56,11 +56,9 @@ def _processor() -> list[Check]:
     import torch
 
     from luthier.kernels.cpu import has_fast_bfloat16, processor_name
-    from luthier.kernels.op import KERNELS
 
     memory = psutil.virtual_memory()
     dtype = "bfloat16" if has_fast_bfloat16() else "float32"
-    kernels = ", ".join(f"{name}: {op.choose()[0]}" for name, op in KERNELS.items())
     return [
         ("good", "processor", processor_name(), ""),
         ("good", "dtype on it", dtype, ""),
@@ -71,8 +69,24 @@ def _processor() -> list[Check]:
             "",
         ),
         ("good", "memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} free", ""),
-        ("good", "kernels", kernels, ""),
+        _kernels(),
     ]
+
+
+def _kernels() -> Check:
+    from luthier.kernels import native
+    from luthier.kernels.op import KERNELS
+
+    if native.obstacle() is None and not native.is_built():
+        return (
+            "note",
+            "kernels",
+            "C++ is not compiled yet",
+            "luthier doctor --build; or it is done at the first training",
+        )
+    chosen = ", ".join(f"{name}: {op.choose()[0]}" for name, op in KERNELS.items())
+    reason = native.unusable()
+    return ("note", "kernels", chosen, reason) if reason else ("good", "kernels", chosen, "")
 
 
 def _gpu() -> Check:

@@ -221,10 +221,17 @@ def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("lu
 
 
 @app.command()
-def doctor(json: AsJson = False) -> None:
+def doctor(
+    build: Annotated[bool, typer.Option("--build", help="Compile the C++ kernels now.")] = False, json: AsJson = False
+) -> None:
     """Say what this machine has, what is usable and why not."""
     from luthier.cli import show
     from luthier.cli.doctor import findings
+
+    if build:
+        from luthier.kernels.native import unusable
+
+        unusable()
 
     found = findings()
     if json:

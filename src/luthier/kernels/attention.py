@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Spans
+from luthier.kernels import native
 from luthier.kernels.op import Op, add
 
 if TYPE_CHECKING:
@@ -113,26 +114,85 @@ def _gather(x_KTD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _scores(
-    q_KRD: Tensor, k_KMD: Tensor, tile: _Tile, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
-    """Return masked scores [K, group, L, M] in float32. R is group * L."""
-    num_queries, num_keys = tile.end - tile.start, k_KMD.shape[1]
-    scores = torch.bmm(q_KRD, k_KMD.transpose(1, 2)).float().mul_(scale)
-    if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
-    scores = scores.view(q_KRD.shape[0], -1, num_queries, num_keys)
-    hidden_LM = _hidden_mask(num_queries, num_keys, tile.first_query - tile.first_key, window)
-    return scores if hidden_LM is None else scores.masked_fill_(hidden_LM.to(scores.device), float("-inf"))
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How raw scores become probabilities."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def masked(self, scores_KRM: Tensor, tile: _Tile) -> Tensor:
+        """Return scaled, capped and masked scores in float32; R is group * queries."""
+        scores = scores_KRM.float().mul_(self.scale)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        num_queries = tile.end - tile.start
+        gap = tile.first_query - tile.first_key
+        hidden_LM = _hidden_mask(num_queries, scores.shape[2], gap, self.window)
+        if hidden_LM is not None:
+            by_query = scores.view(scores.shape[0], -1, num_queries, scores.shape[2])
+            by_query.masked_fill_(hidden_LM.to(scores.device), float("-inf"))
+        return scores
+
+
+def _softmax(scores_KRM: Tensor, tile: _Tile, rule: _Rule) -> tuple[Tensor, Tensor]:
+    """Return probabilities in the dtype of the scores, and log of the softmax sum [K, R] in float32."""
+    scores = rule.masked(scores_KRM, tile)
+    peak = scores.amax(-1, keepdim=True)
+    exps = scores.sub_(peak).exp_()
+    total = exps.sum(-1, keepdim=True)
+    return exps.div_(total).to(scores_KRM.dtype), (peak + total.log())[..., 0]
+
+
+def _softmax_backward(
+    scores_KRM: Tensor, d_probs_KRM: Tensor, lse_KR: Tensor, delta_KR: Tensor, tile: _Tile, rule: _Rule
+) -> tuple[Tensor, Tensor]:
+    """Return probabilities and the gradient of raw scores, in the dtype of the scores."""
+    scores = rule.masked(scores_KRM, tile)
+    slope = None if rule.softcap is None else 1 - (scores / rule.softcap).masked_fill(scores.isinf(), 0.0) ** 2
+    probs = scores.sub_(lse_KR[..., None]).exp_()
+    d_scores = d_probs_KRM.float().sub_(delta_KR[..., None]).mul_(probs).mul_(rule.scale)
+    if slope is not None:
+        d_scores.mul_(slope)
+    return probs.to(scores_KRM.dtype), d_scores.to(scores_KRM.dtype)
+
+
+def _softmax_native(scores_KRM: Tensor, tile: _Tile, rule: _Rule) -> tuple[Tensor, Tensor]:
+    lse = native.module().softmax_tile(_by_query(scores_KRM, tile), *_numbers(tile, rule))
+    return scores_KRM, lse.view(scores_KRM.shape[:2])
+
+
+def _softmax_backward_native(
+    scores_KRM: Tensor, d_probs_KRM: Tensor, lse_KR: Tensor, delta_KR: Tensor, tile: _Tile, rule: _Rule
+) -> tuple[Tensor, Tensor]:
+    by_query = _by_query(scores_KRM, tile), _by_query(d_probs_KRM, tile)
+    native.module().softmax_tile_backward(*by_query, lse_KR.contiguous(), delta_KR.contiguous(), *_numbers(tile, rule))
+    return scores_KRM, d_probs_KRM
+
+
+def _by_query(x_KRM: Tensor, tile: _Tile) -> Tensor:
+    return x_KRM.view(x_KRM.shape[0], -1, tile.end - tile.start, x_KRM.shape[2])
+
+
+def _numbers(tile: _Tile, rule: _Rule) -> tuple[int, int, float, float]:
+    return tile.first_query - tile.first_key, rule.window or 0, rule.scale, rule.softcap or 0.0
+
+
+_TORCH_STEPS = _softmax, _softmax_backward
+_NATIVE_STEPS = _softmax_native, _softmax_backward_native
 
 
 def _each(
     q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, spans: Spans, window: int | None
 ) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
-    num_key_heads, size = k_KTD.shape[0], q_HTD.shape[2]
     for tile in _tiles(spans, window):
-        q_KRD = q_HTD[:, tile.start : tile.end].reshape(num_key_heads, -1, size)
-        yield tile, q_KRD, _gather(k_KTD, tile.keys), _gather(v_KTD, tile.keys)
+        yield tile, _heads(q_HTD, tile, len(k_KTD)), _gather(k_KTD, tile.keys), _gather(v_KTD, tile.keys)
+
+
+def _heads(x_HTD: Tensor, tile: _Tile, num_key_heads: int) -> Tensor:
+    """Return the queries of a tile, grouped by the key head that they share, [K, R, D]."""
+    return x_HTD[:, tile.start : tile.end].reshape(num_key_heads, -1, x_HTD.shape[2])
 
 
 class _ForestAttention(torch.autograd.Function):
@@ -142,52 +202,40 @@ class _ForestAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, scale, window, softcap):
+    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, rule, steps):
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = q_HTD.new_empty(num_tokens, num_heads, size)
         lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_HTD.device)
-        for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, window):
+        for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, rule.window):
             rows = slice(tile.start, tile.end)
-            scores = _scores(q_KRD, k_KMD, tile, scale, window, softcap)
-            peak = scores.amax(-1, keepdim=True)
-            exps = scores.sub_(peak).exp_()
-            total = exps.sum(-1, keepdim=True)
-            lse_HT[:, rows] = (peak + total.log()).view(num_heads, -1)
-            probs = exps.div_(total).to(v_KMD.dtype).view(q_KRD.shape[0], -1, v_KMD.shape[1])
-            out_THD[rows] = torch.bmm(probs, v_KMD).view(num_heads, -1, size).transpose(0, 1)
+            probs_KRM, lse_KR = steps[0](torch.bmm(q_KRD, k_KMD.transpose(1, 2)), tile, rule)
+            lse_HT[:, rows] = lse_KR.view(num_heads, -1)
+            out_THD[rows] = torch.bmm(probs_KRM, v_KMD).view(num_heads, -1, size).transpose(0, 1)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
-        ctx.options = spans, scale, window, softcap
+        ctx.options = spans, rule, steps
         return out_THD
 
     @staticmethod
     def backward(ctx, *grads):
         q_HTD, k_KTD, v_KTD, out_THD, lse_HT = ctx.saved_tensors
-        spans, scale, window, softcap = ctx.options
+        spans, rule, steps = ctx.options
         num_key_heads, size = k_KTD.shape[0], q_HTD.shape[2]
-        shared = any(parent >= 0 for parent in spans.parent) or window is not None or _has_split_spans(spans)
+        shared = any(parent >= 0 for parent in spans.parent) or rule.window is not None or _has_split_spans(spans)
         make = torch.zeros_like if shared else torch.empty_like
         dq_HTD, dk_KTD, dv_KTD = torch.empty_like(q_HTD), make(k_KTD), make(v_KTD)
-        for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, window):
+        d_HTD = grads[0].transpose(0, 1)
+        delta_HT = (grads[0].float() * out_THD).sum(-1).t()
+        for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, rule.window):
             rows = slice(tile.start, tile.end)
-            num_queries, num_keys = tile.end - tile.start, k_KMD.shape[1]
-            d_KRD = grads[0][rows].transpose(0, 1).reshape(num_key_heads, -1, size)
-            out_KRD = out_THD[rows].transpose(0, 1).reshape(num_key_heads, -1, size)
-            scores = _scores(q_KRD, k_KMD, tile, scale, window, softcap)
-            slope = None if softcap is None else 1 - (scores / softcap).masked_fill(scores.isinf(), 0.0) ** 2
-            probs = scores.sub_(lse_HT[:, rows].reshape(num_key_heads, -1, num_queries, 1)).exp_()
-            probs_KRM = probs.view(num_key_heads, -1, num_keys)
-            dv = torch.bmm(probs_KRM.to(d_KRD.dtype).transpose(1, 2), d_KRD)
-            d_probs = torch.bmm(d_KRD, v_KMD.transpose(1, 2)).float()
-            delta = (d_KRD.float() * out_KRD.float()).sum(-1, keepdim=True)
-            d_scores = d_probs.sub_(delta).mul_(probs_KRM).mul_(scale)
-            if slope is not None:
-                d_scores.mul_(slope.view_as(d_scores))
-            d_scores = d_scores.to(q_KRD.dtype)
-            dq_HTD[:, rows] = torch.bmm(d_scores, k_KMD).view(-1, num_queries, size)
-            dk = torch.bmm(d_scores.transpose(1, 2), q_KRD)
-            _scatter(dk_KTD, dk, tile.keys, shared)
-            _scatter(dv_KTD, dv, tile.keys, shared)
-        return dq_HTD, dk_KTD, dv_KTD, None, None, None, None
+            d_KRD = _heads(d_HTD, tile, num_key_heads)
+            numbers = (x_HT[:, rows].reshape(num_key_heads, -1) for x_HT in (lse_HT, delta_HT))
+            scores_KRM = torch.bmm(q_KRD, k_KMD.transpose(1, 2))
+            d_probs_KRM = torch.bmm(d_KRD, v_KMD.transpose(1, 2))
+            probs_KRM, d_scores_KRM = steps[1](scores_KRM, d_probs_KRM, *numbers, tile, rule)
+            dq_HTD[:, rows] = torch.bmm(d_scores_KRM, k_KMD).view(-1, tile.end - tile.start, size)
+            _scatter(dv_KTD, torch.bmm(probs_KRM.transpose(1, 2), d_KRD), tile.keys, shared)
+            _scatter(dk_KTD, torch.bmm(d_scores_KRM.transpose(1, 2), q_KRD), tile.keys, shared)
+        return dq_HTD, dk_KTD, dv_KTD, None, None, None
 
 
 def _has_split_spans(spans: Spans) -> bool:
@@ -236,6 +284,21 @@ FOREST_ATTENTION = add(
 )
 
 
+@FOREST_ATTENTION.backend("native", native.unusable, device="cpu")
+def forest_attention_native(
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    spans: Spans,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Compute what the reference does, one tile of queries at a time, its softmax in our own C++."""
+    steps = _NATIVE_STEPS if native.takes(q_HTD, k_KTD, v_KTD) else _TORCH_STEPS
+    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap), steps)  # pyright: ignore[reportReturnType]
+
+
 @FOREST_ATTENTION.backend("torch")
 def forest_attention(
     q_HTD: Tensor,
@@ -247,4 +310,4 @@ def forest_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """Compute what the reference does, one tile of queries at a time."""
-    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)  # pyright: ignore[reportReturnType]
+    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap), _TORCH_STEPS)  # pyright: ignore[reportReturnType]

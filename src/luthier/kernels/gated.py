@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from luthier.kernels import native
 from luthier.kernels.op import Op, add
 
 
@@ -63,6 +64,31 @@ _SHAPES = ((1, 8), (7, 33), (0, 4), (128, 1024))
 GATED = add(
     Op("gated", gated_reference, samples=[_sample(*shape, a) for shape in _SHAPES for a in ("silu", "gelu_tanh")])
 )
+
+
+class _NativeGated(torch.autograd.Function):
+    """Keeps only gate and up; one pass over memory each way, in our own C++."""
+
+    @staticmethod
+    def forward(ctx, gate_TF, up_TF, is_silu):
+        gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
+        ctx.save_for_backward(gate_TF, up_TF)
+        ctx.is_silu = is_silu
+        return native.module().gated(gate_TF, up_TF, is_silu)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        gate_TF, up_TF = ctx.saved_tensors
+        grad = grads[0].to(gate_TF.dtype).contiguous()
+        return *native.module().gated_backward(grad, gate_TF, up_TF, ctx.is_silu), None
+
+
+@GATED.backend("native", native.unusable, device="cpu")
+def gated_native(gate_TF: Tensor, up_TF: Tensor, activation: str = "silu") -> Tensor:
+    """Compute the gate in our own C++."""
+    if not native.takes(gate_TF, up_TF):
+        return gated(gate_TF, up_TF, activation)
+    return _NativeGated.apply(gate_TF, up_TF, activation == "silu")  # pyright: ignore[reportReturnType]
 
 
 @GATED.backend("torch")

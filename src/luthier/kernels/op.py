@@ -25,6 +25,8 @@ class Backend:
     call: Callable[..., Any]
     unusable: Callable[[], str | None] = always_usable
     """Returns the reason why it cannot run here, or None."""
+    device: str | None = None
+    """Kind of device that it is for; None for any."""
 
 
 @dataclass(slots=True)
@@ -34,21 +36,27 @@ class Op:
     name: str
     reference: Callable[..., Any]
     samples: Sequence[Sample] = ()
+    constant: tuple[int, ...] = ()
+    """Places of tensors that never get a gradient."""
     backends: list[Backend] = field(default_factory=list[Backend])
 
-    def backend(self, name: str, unusable: Callable[[], str | None] = always_usable) -> Callable[[Any], Any]:
+    def backend(
+        self, name: str, unusable: Callable[[], str | None] = always_usable, device: str | None = None
+    ) -> Callable[[Any], Any]:
         """Decorate a function to add it as a backend."""
 
         def keep(call: Callable[..., Any]) -> Callable[..., Any]:
-            self.backends.append(Backend(name, call, unusable))
+            self.backends.append(Backend(name, call, unusable, device))
             return call
 
         return keep
 
-    def choose(self) -> tuple[str, Callable[..., Any], list[str]]:
-        """Return the name and function of the first usable backend, and why the ones before it were passed over."""
+    def choose(self, device: str = "cpu") -> tuple[str, Callable[..., Any], list[str]]:
+        """Return name and function of the first usable backend, and why those before it were passed over."""
         reasons: list[str] = []
         for backend in self.backends:
+            if backend.device not in (None, device):
+                continue
             reason = backend.unusable()
             if reason is None:
                 return backend.name, backend.call, reasons

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from luthier.kernels import native
 from luthier.kernels.op import Op, add
 
 
@@ -55,6 +56,34 @@ def _sample(*shape: int):
 RMS_NORM = add(
     Op("rms_norm", rms_norm_reference, samples=[_sample(1, 8), _sample(2, 5, 33), _sample(0, 4), _sample(64, 576)])
 )
+
+
+class _NativeRmsNorm(torch.autograd.Function):
+    """One pass over the row forward, two back, in our own C++."""
+
+    @staticmethod
+    def forward(ctx, x, weight_D, eps, offset):
+        x = x.contiguous()
+        y, scale_T = native.module().rms_norm(x, weight_D, eps, offset)
+        ctx.save_for_backward(x, weight_D, scale_T)
+        ctx.offset = offset
+        return y
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, weight_D, scale_T = ctx.saved_tensors
+        sums_D = torch.zeros(weight_D.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad = grads[0].to(x.dtype).contiguous()
+        d_x = native.module().rms_norm_backward(grad, x, weight_D, scale_T, ctx.offset, sums_D)
+        return d_x, None if sums_D is None else sums_D.to(weight_D.dtype), None, None
+
+
+@RMS_NORM.backend("native", native.unusable, device="cpu")
+def rms_norm_native(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Compute the norm in our own C++."""
+    if not native.takes(x):
+        return rms_norm(x, weight_D, eps, offset)
+    return _NativeRmsNorm.apply(x, weight_D, eps, offset)  # pyright: ignore[reportReturnType]
 
 
 @RMS_NORM.backend("torch")

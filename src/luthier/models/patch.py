@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from luthier.kernels.attention import FOREST_ATTENTION
 from luthier.kernels.gated import GATED
 from luthier.kernels.lora_linear import LORA_LINEAR
 from luthier.kernels.rms_norm import RMS_NORM
+from luthier.kernels.rope import ROPE
 
 if TYPE_CHECKING:
     from luthier.core.batch import Spans
@@ -59,7 +60,7 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast rotation leaves queries and keys in float32 while values are narrower.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
-    out = FOREST_ATTENTION.choose()[1](q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap)
+    out = FOREST_ATTENTION.choose(query.device.type)[1](q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap)
     return out[None], None
 
 
@@ -89,14 +90,14 @@ def plain_attention(config: Any) -> str:
 def install(model: nn.Module) -> list[str]:
     """Put kernels into the instances of `model` that its family allows; return one line for each kernel."""
     plain = plain_model(model)
-    family = family_of(plain.config.model_type)
+    family, device = family_of(plain.config.model_type), plain.device.type
     lines: list[str] = []
     for kernel, put in _INSTALLERS.items():
         if kernel not in family.kernels:
             lines.append(f"{kernel}: plain transformers (not proven for {plain.config.model_type})")
             continue
-        count = sum(put(module, family) for module in model.modules())
-        name, _, reasons = _OPS[kernel].choose()
+        name, call, reasons = _OPS[kernel].choose(device)
+        count = sum(put(module, family, call) for module in model.modules())
         if count:
             lines.append(f"{kernel}: {name} x {count}" + (f" ({'; '.join(reasons)})" if reasons else ""))
     return lines
@@ -115,21 +116,20 @@ def _bind(module: nn.Module, forward: Any) -> int:
     return 1
 
 
-def _put_rms_norm(module: nn.Module, family: Family) -> int:
+def _put_rms_norm(module: nn.Module, family: Family, call: Any) -> int:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None:
         return 0
-    call, offset = RMS_NORM.choose()[1], family.norm_offset
+    offset = family.norm_offset
     return _bind(module, lambda self, x: call(x, self.weight, eps, offset))
 
 
-def _put_gated_mlp(module: nn.Module, family: Family) -> int:
+def _put_gated_mlp(module: nn.Module, family: Family, call: Any) -> int:
     parts = ("gate_proj", "up_proj", "down_proj")
     activation = _ACTIVATIONS.get(_activation_name(module))
     if activation is None or not type(module).__name__.endswith("MLP") or not all(hasattr(module, p) for p in parts):
         return 0
-    call = GATED.choose()[1]
     return _bind(module, lambda self, x: self.down_proj(call(self.gate_proj(x), self.up_proj(x), activation)))
 
 
@@ -140,12 +140,43 @@ def _activation_name(module: nn.Module) -> str:
     return str(declared) if function is not None and declared else ""
 
 
-def _put_lora_linear(module: nn.Module, family: Family) -> int:
+def _put_attention(module: nn.Module, family: Family, turn: Any) -> int:
+    """Hand rotated heads of packed rows to forest attention as they are; decoding with a cache keeps its own way."""
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
+    if not type(module).__name__.endswith("Attention") or not all(hasattr(module, part) for part in parts):
+        return 0
+    plain, config = type(module).forward, cast("Any", module.config)
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    softcap = getattr(module, "attn_logit_softcapping", None)
+
+    def forward(
+        self: Any, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        if kwargs.get("forest") is None or kwargs.get("past_key_values") is not None:
+            return plain(self, hidden_states, position_embeddings=position_embeddings, **kwargs)
+        cos_TR, sin_TR = (angles[0] for angles in position_embeddings)
+        q_HTD, k_KTD, v_KTD = (
+            project(hidden_states)[0].unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if hasattr(self, "q_norm"):
+            q_HTD, k_KTD = self.q_norm(q_HTD), self.k_norm(k_KTD)
+        heads = turn(q_HTD, cos_TR, sin_TR)[None], turn(k_KTD, cos_TR, sin_TR)[None], v_KTD[None]
+        kwargs["attention_mask"] = None
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"scaling": self.scaling, "dropout": dropout, "sliding_window": window, "softcap": softcap}
+        out, _ = _attention(self, *heads, **options, **kwargs)
+        return self.o_proj(out.flatten(-2)), None
+
+    return _bind(module, forward)
+
+
+def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
     from peft.tuners.lora import Linear
 
     if not isinstance(module, Linear) or not isinstance(module.base_layer, nn.Linear):
         return 0
-    call, plain = LORA_LINEAR.choose()[1], type(module).forward
+    plain = type(module).forward
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
@@ -160,5 +191,10 @@ def _put_lora_linear(module: nn.Module, family: Family) -> int:
     return _bind(module, forward)
 
 
-_INSTALLERS = {"rms_norm": _put_rms_norm, "gated_mlp": _put_gated_mlp, "lora_linear": _put_lora_linear}
-_OPS = {"rms_norm": RMS_NORM, "gated_mlp": GATED, "lora_linear": LORA_LINEAR}
+_INSTALLERS = {
+    "rms_norm": _put_rms_norm,
+    "gated_mlp": _put_gated_mlp,
+    "attention": _put_attention,
+    "lora_linear": _put_lora_linear,
+}
+_OPS = {"rms_norm": RMS_NORM, "gated_mlp": GATED, "attention": ROPE, "lora_linear": LORA_LINEAR}

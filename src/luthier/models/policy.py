@@ -70,7 +70,8 @@ class Policy(nn.Module):
         if type(head) is not nn.Linear:
             return _score_through(head, hidden_ND, targets_N, scale, softcap)
         weight_VD = head.weight.to(hidden_ND.dtype)
-        call = LINEAR_LOGPROBS.choose()[1] if config._attn_implementation == FOREST else LINEAR_LOGPROBS.reference
+        packed = config._attn_implementation == FOREST
+        call = LINEAR_LOGPROBS.choose(hidden_ND.device.type)[1] if packed else LINEAR_LOGPROBS.reference
         logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, head.bias, scale, softcap, with_entropy)
         return Scores(logp=logp_N, entropy=entropy_N)
 
