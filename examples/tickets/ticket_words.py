@@ -20,7 +20,9 @@ PRODUCTS: Pair = (
     cake roller;shoe polish;nail file;pasta maker;soap dish;boot rack;ink roller;soup spoon;book stand;car mirror""",
     """toaster;bookshelf;swim goggles;cheese board;wheelbarrow;puzzle box;power bank;running socks;foam roller;
     soup kettle;
-    mirror;lunch box;saddle bag;pillow case;heater;dart board;ladder;head torch;shoe rack;violin bow""",
+    mirror;lunch box;saddle bag;pillow case;heater;dart board;ladder;head torch;shoe rack;violin bow;garden chair;
+    bath mat;bird house;coffee table;photo album;raincoat;salt shaker;sofa cover;sun shade;tool belt;trumpet;
+    winter hat;wooden spoon;bicycle pump;cake tin;door bell;fruit bowl;music stand;paint brush;suitcase""",
 )
 NAMES: Pair = (
     """Anna Kowalska;Tom Becker;Priya Nair;Liam O'Brien;Sofía Márquez;Jürgen Weiß;Mei Chen;David Osei;Clara Dubois;
@@ -37,6 +39,12 @@ TOWNS: Pair = (
     """Leeds;Porto;Gdansk;Austin;Lyon;Bergen;Cork;Graz;Osaka;Malmö;Turin;Ghent;Boston;Kiel;Perth;Zürich;Derby;
     Nantes""",
     """Bristol;Sevilla;Utrecht;Denver;Kraków;Bonn;Oslo;Cádiz;Tampa;Basel""",
+)
+MAIL_WORDS: Pair = (
+    """red;blue;silver;happy;quiet;little;rainy;sunny;north;south;river;forest;stone;cloud;winter;summer;apple;lemon;
+    tiger;rabbit;falcon;otter;piano;violet;amber;copper;lucky;brave;gentle;swift;maple;cedar;ocean;island;bridge;
+    garden;pepper;ginger;cookie;button;rocket;comet;planet;shadow;mellow;golden;purple;tulip;robin;badger""",
+    """green;silent;autumn;mountain;orange;panda;guitar;clever;willow;harbor;cherry;meteor;crimson;daisy;beaver""",
 )
 MAIL_HOSTS: Pair = (["mailbox.example", "post.example", "web.example"], ["inbox.example", "letters.example"])
 
@@ -208,6 +216,11 @@ URGENCY: dict[str, Pair] = {
             "It can wait until next week.",
             "Take your time.",
             "This is not urgent, so no hurry.",
+            "You need not hurry with it.",
+            "No need to hurry here.",
+            "I am not in a hurry.",
+            "No hurry at all, really.",
+            "There is no need to rush.",
         ],
         ["No hurry with this.", "Take your time, there is no rush."],
     ),
@@ -220,6 +233,10 @@ URGENCY: dict[str, Pair] = {
             "A reply in two or three days is all right.",
             "Please see to it within the week.",
             "Some time this week, please.",
+            "Please write back this week.",
+            "Kindly answer within the week.",
+            "Please answer in the next few days.",
+            "A few days are fine for a reply.",
             "Reply to me this week, please.",
             "An answer in the next few days would suit me.",
             "I hope for an answer in a few days.",

@@ -102,8 +102,8 @@ def test_tickets_hold_out_what_they_say() -> None:
     """No held-out text, name, product sentence or order number is trained on; the script writes these very files."""
     train, held = ([json.loads(line) for line in (EXAMPLES / "tickets" / name).read_text().splitlines()]
                    for name in ("train.jsonl", "heldout.jsonl"))  # fmt: skip
-    assert (len(train), len(held)) == (640, 80)
-    assert len({row["instruction"] for row in train}) == 640
+    assert (len(train), len(held)) == (608, 64)
+    assert len({row["instruction"] for row in train}) == 608
     answers = {row["output"] for row in train}
     assert not {row["instruction"] for row in held} & {row["instruction"] for row in train}
     orders = {json.loads(text)["order"] for text in answers} - {None}
