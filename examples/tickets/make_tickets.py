@@ -31,7 +31,7 @@ class Ticket:
 
     def row(self) -> dict[str, str]:
         """Return the row as it stands in the file."""
-        answer = json.dumps(self.fields, ensure_ascii=False, separators=(", ", ": "))
+        answer = json.dumps(self.fields, ensure_ascii=False, separators=(",", ":"))
         return {"instruction": f"{TASK}\n{self.text}", "output": answer}
 
 
