@@ -54,6 +54,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
+def attention_window(attention: nn.Module) -> int | None:
+    """Return how many of the latest positions a token of this attention layer sees, itself included; None for all."""
+    module: Any = attention
+    return getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+
+
 def linear_names(model: nn.Module) -> dict[str, int]:
     """Map the name of each kind of linear layer in the decoder to its smaller side; the head is left out."""
     from torch import nn

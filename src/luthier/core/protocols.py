@@ -85,5 +85,5 @@ class Family:
     """Path of the decoder layers below the backbone."""
     norm_offset: float = 0.0
     """Added to a norm's weight before it multiplies: 1.0 in Gemma."""
-    kernels: tuple[str, ...] = ("rms_norm", "gated_mlp", "attention", "lora_linear")
-    """Kernels that are exact for this architecture."""
+    kernels: tuple[str, ...] = ("rms_norm", "gated_mlp", "attention", "lora_linear", "decoder")
+    """Kernels that are exact for this architecture; "decoder": our engine reads its layers."""

@@ -81,8 +81,12 @@ class Sampling:
     """Keep the smallest set of tokens whose probability reaches this share."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Keep this many tokens; 0 keeps all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Keep tokens at least this times as probable as the most probable one; 0 keeps all."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Divide the logits of tokens already seen by this number; 1 changes nothing."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before any of these texts."""
     sampling_seed: int | None = None
     """Seed of the draw; none draws differently each time."""
 
@@ -94,8 +98,10 @@ class Completion:
     prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
     """Generated ids, end-of-turn included when it was produced."""
+    text: str = ""
+    """What the tokens say, special ones left out, cut in front of a stop text."""
     logp: tuple[float, ...] | None = None
-    """Per token, in nats; None if the engine does not report them."""
+    """Per token, in nats, under the model itself; None if the engine does not report them."""
     finish_reason: Literal["stop", "length", "abort"] = "stop"
     version: int = 0
     """Weights that produced it; grows by one per update."""

@@ -10,9 +10,17 @@ from torch import nn
 
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
+from luthier.engines.text import TextStream, cut_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer: the model's own and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ids = own if isinstance(own, list) else [own]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
 @ENGINES.register("hf")
@@ -22,6 +30,7 @@ class HfEngine:
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
         self.model: Any = model
         self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.end_ids = end_ids(model, tokenizer)
         self.version = 0
 
     def sync(self, model: nn.Module, version: int) -> None:
@@ -45,31 +54,38 @@ class HfEngine:
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for _, p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for _, p in prompts], device=self.model.device)
         out = self.model.generate(input_ids=ids, attention_mask=mask, **self._options(how))
-        return [(i, self._completion(p, row[width:].tolist())) for (i, p), row in zip(prompts, out, strict=True)]
+        rows = [row[width:].tolist() for row in out]
+        return [(i, self._completion(p, row, how)) for (i, p), row in zip(prompts, rows, strict=True)]
 
-    def _completion(self, prompt: Prompt, tokens: list[int]) -> Completion:
-        ends = [i for i, token in enumerate(tokens) if token in self.end_ids]
-        kept = tokens[: ends[0] + 1] if ends else tokens
+    def _completion(self, prompt: Prompt, tokens: list[int], how: Sampling) -> Completion:
+        """Cut what generation went on with behind the end of this answer."""
+        stream = TextStream(self.tokenizer, how.stop)
+        kept: list[int] = []
+        for token in tokens:
+            kept.append(token)
+            if token in self.end_ids:
+                break
+            if how.stop:
+                stream.push(token)
+            if stream.stopped:
+                break
+        ended = kept[-1] in self.end_ids or stream.stopped
         return Completion(
             prompt_tokens=tuple(prompt),
             tokens=tuple(kept),
-            finish_reason="stop" if ends else "length",
+            text=cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), how.stop),
+            finish_reason="stop" if ended else "length",
             version=self.version,
         )
-
-    @property
-    def end_ids(self) -> list[int]:
-        """Return the ids that end an answer: the model's own and the tokenizer's."""
-        own = self.model.generation_config.eos_token_id
-        ids = own if isinstance(own, list) else [own]
-        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
 
     def _options(self, how: Sampling) -> dict[str, Any]:
         if how.sampling_seed is not None:
             torch.manual_seed(how.sampling_seed)
         options: dict[str, Any] = {"do_sample": how.temperature > 0}
         if how.temperature > 0:
-            options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+            options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "min_p": how.min_p}
+        if how.stop:
+            options |= {"stop_strings": list(how.stop), "tokenizer": self.tokenizer}
         return {
             **options,
             "max_new_tokens": how.max_new_tokens,

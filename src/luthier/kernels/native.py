@@ -20,12 +20,14 @@ import torch
 from luthier.core.log import logger, printable
 from luthier.kernels.cpu import processor_flags
 
-SOURCE = Path(__file__).with_name("cpp") / "fused.cpp"
+FOLDER = Path(__file__).with_name("cpp")
 _INSTRUCTIONS = {
     "avx512f": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-DCPU_CAPABILITY_AVX512"],
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY_AVX2"],
 }
 """Flag of the processor -> how to compile for it; the first that the processor has is taken."""
+_BESIDE_AVX512 = {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}
+"""Products of narrow numbers, where the processor has them."""
 
 
 @cache
@@ -76,20 +78,23 @@ def _build(library: Path) -> Any:
 
     library.parent.mkdir(parents=True, exist_ok=True)
     options = {"extra_cflags": _flags(), "extra_ldflags": _threads(), "build_directory": str(library.parent)}
-    return load(library.stem, [str(SOURCE)], **options)
+    return load(library.stem, [str(path) for path in sorted(FOLDER.glob("*.cpp"))], **options)
 
 
 def _library() -> Path:
     from torch.utils.cpp_extension import get_default_build_root
 
-    recipe = "\n".join([SOURCE.read_text(encoding="utf-8"), torch.__version__, *_flags()])
+    sources = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir())]
+    recipe = "\n".join([*sources, torch.__version__, *_flags()])
     name = f"luthier_fused_{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     return Path(get_default_build_root()) / name / f"{name}.so"
 
 
 def _flags() -> list[str]:
-    instructions = next((flags for name, flags in _INSTRUCTIONS.items() if name in processor_flags()), [])
-    return ["-O3", "-fopenmp", *instructions]
+    here = processor_flags()
+    instructions = next((flags for name, flags in _INSTRUCTIONS.items() if name in here), [])
+    narrow = [flag for name, flag in _BESIDE_AVX512.items() if "avx512f" in here and name in here]
+    return ["-O3", "-fopenmp", *instructions, *narrow]
 
 
 def _threads() -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from luthier.core.anatomy import family_of, plain_model
+from luthier.core.anatomy import attention_window, family_of, plain_model
 from luthier.core.errors import ModelError
 from luthier.core.log import say_once
 from luthier.kernels.attention import FOREST_ATTENTION
@@ -145,8 +145,7 @@ def _put_attention(module: nn.Module, family: Family, turn: Any) -> int:
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
     if not type(module).__name__.endswith("Attention") or not all(hasattr(module, part) for part in parts):
         return 0
-    plain, config = type(module).forward, cast("Any", module.config)
-    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    plain, window = type(module).forward, attention_window(module)
     softcap = getattr(module, "attn_logit_softcapping", None)
 
     def forward(

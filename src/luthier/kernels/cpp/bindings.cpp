@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  luthier::bind_fused(m);
+  luthier::bind_decoder(m);
+}

@@ -1,0 +1,11 @@
+// What each source file adds to the module.
+#pragma once
+
+#include <torch/extension.h>
+
+namespace luthier {
+
+void bind_fused(pybind11::module_& m);
+void bind_decoder(pybind11::module_& m);
+
+}  // namespace luthier
