@@ -28,6 +28,18 @@ void norm_row(const float* x, const float* gain, float* y, int64_t size, float e
   each(size, [&](int64_t i, int64_t n) { store(y + i, load(x + i, n) * factor * load(gain + i, n), n); });
 }
 
+// Calls body(first, count) for runs of four queries, and for what is left, with the count as a type.
+template <class Body>
+void by_fours(int64_t size, const Body& body) {
+  int64_t i = 0;
+  for (; i + 4 <= size; i += 4) body(i, std::integral_constant<int, 4>());
+  switch (size - i) {
+    case 3: return body(i, std::integral_constant<int, 3>());
+    case 2: return body(i, std::integral_constant<int, 2>());
+    case 1: return body(i, std::integral_constant<int, 1>());
+  }
+}
+
 struct Layer {
   std::shared_ptr<PackedLinear> qkv, out, gate_up, down;
   Tensor qkv_bias, out_bias;                                // float or undefined
@@ -224,40 +236,56 @@ class Decoder {
     const int32_t* table = call.table + sequence * call.width;
     scores.resize(queries * columns);
     const auto query = [&](int64_t q) { return all + (first + q / group) * width + (kv * group + q % group) * head_size; };
-    for (int64_t p = low; p < page_count; ++p) {
-      const T* k = place(table[p]);
-      for (int64_t q = 0; q < queries; ++q) {
-        const float* x = query(q);
-        Vec sum[kPage / kWidth];
-        for (auto& s : sum) s = Vec(0.0f);
-        for (int64_t i = 0; i < head_size; ++i) {
-          const Vec factor(x[i]);
-          for (int64_t part_of = 0; part_of < kPage / kWidth; ++part_of)
-            sum[part_of] = at::vec::fmadd(factor, load(k + i * kPage + part_of * kWidth, kWidth), sum[part_of]);
-        }
-        for (int64_t part_of = 0; part_of < kPage / kWidth; ++part_of)
-          sum[part_of].store(scores.data() + q * columns + (p - low) * kPage + part_of * kWidth);
+    by_fours(queries, [&](int64_t q, auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const float* x[kCount];
+      for (int c = 0; c < kCount; ++c) x[c] = query(q + c);
+      for (int64_t p = low; p < page_count; ++p) {
+        products<kCount>(place(table[p]), x, scores.data() + q * columns + (p - low) * kPage, columns);
       }
-    }
+    });
     for (int64_t q = 0; q < queries; ++q) {
       const int64_t own = call.position[first + q / group];
       const int64_t from = std::max<int64_t>(0, (layer.window > 0 ? own - layer.window + 1 : 0) - low * kPage);
       softmax(scores.data() + q * columns, from, own + 1 - low * kPage, columns);
     }
-    for (int64_t q = 0; q < queries; ++q) {
-      float* y = to + (first + q / group) * heads * head_size + (kv * group + q % group) * head_size;
-      std::fill(y, y + head_size, 0.0f);
-      for (int64_t p = low; p < page_count; ++p) {
-        const T* v = place(table[p]) + part;
-        const float* weights = scores.data() + q * columns + (p - low) * kPage;
-        const int64_t count = std::min(kPage, call.position[first + q / group] + 1 - p * kPage);
-        each(head_size, [&](int64_t i, int64_t n) {
-          Vec sum = load(y + i, n);
-          for (int64_t j = 0; j < count; ++j) sum = at::vec::fmadd(Vec(weights[j]), load(v + j * head_size + i, n), sum);
-          store(y + i, sum, n);
-        });
+    by_fours(queries, [&](int64_t q, auto count) {
+      constexpr int kCount = decltype(count)::value;
+      each(head_size, [&](int64_t i, int64_t n) {
+        Vec sum[kCount];
+        for (auto& s : sum) s = Vec(0.0f);
+        for (int64_t p = low; p < page_count; ++p) {
+          const T* v = place(table[p]) + part + i;
+          const float* weights = scores.data() + q * columns + (p - low) * kPage;
+          const int64_t filled = std::min(kPage, keys - p * kPage);
+          for (int64_t j = 0; j < filled; ++j) {
+            const Vec value = load(v + j * head_size, n);
+            for (int c = 0; c < kCount; ++c) sum[c] = at::vec::fmadd(Vec(weights[c * columns + j]), value, sum[c]);
+          }
+        }
+        for (int c = 0; c < kCount; ++c) {
+          const int64_t row = first + (q + c) / group, head = kv * group + (q + c) % group;
+          store(to + (row * heads + head) * head_size + i, sum[c], n);
+        }
+      });
+    });
+  }
+
+  // Dot products of kCount queries with the keys of one page, to rows of `to` that lie `step` apart.
+  template <int kCount, class T>
+  void products(const T* keys, const float* const* x, float* to, int64_t step) const {
+    constexpr int kParts = kPage / kWidth;
+    Vec sum[kCount][kParts];
+    for (auto& row : sum)
+      for (auto& s : row) s = Vec(0.0f);
+    for (int64_t i = 0; i < head_size; ++i) {
+      for (int part = 0; part < kParts; ++part) {
+        const Vec key = load(keys + i * kPage + part * kWidth, kWidth);
+        for (int c = 0; c < kCount; ++c) sum[c][part] = at::vec::fmadd(Vec(x[c][i]), key, sum[c][part]);
       }
     }
+    for (int c = 0; c < kCount; ++c)
+      for (int part = 0; part < kParts; ++part) sum[c][part].store(to + c * step + part * kWidth);
   }
 
   // Probabilities over [from, end) in place, zero elsewhere; `columns` is a multiple of the vector width.

@@ -42,6 +42,10 @@ inline I i_all(int32_t x) { return _mm512_set1_epi32(x); }
 inline I i_high(I x) { return _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))); }
 inline I i_low(I x) { return _mm512_slli_epi32(x, 16); }
 inline I i_dot(I sum, I w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
+inline I i_round(F x) { return _mm512_cvtps_epi32(x); }
+inline int32_t i_sum(I x) { return _mm512_reduce_add_epi32(x); }
+inline void store_bytes(int8_t* p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
+inline I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 #else
 constexpr int64_t kLanes = 8;
 constexpr int kRows = 6, kRowsInt8 = 3;
@@ -66,6 +70,18 @@ inline I i_dot(I sum, I w, I x) {
   const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+inline I i_round(F x) { return _mm256_cvtps_epi32(x); }
+inline int32_t i_sum(I x) {
+  alignas(32) int32_t parts[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(parts), x);
+  return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
+}
+inline void store_bytes(int8_t* p, I x) {
+  alignas(32) int32_t parts[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(parts), x);
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(parts[i]);
+}
+inline I i_add(I a, I b) { return _mm256_add_epi32(a, b); }
 #endif
 constexpr int64_t kPanel = 2 * kLanes;
 
@@ -153,7 +169,12 @@ struct PackedLinear {
       const int64_t width = ceil_to(inputs, 2);
       form.halves.assign(rows * width, 0);
       parallel_rows(rows, inputs, [&](int64_t r) {
-        for (int64_t i = 0; i < inputs; ++i) form.halves[r * width + i] = to_half(x[r * inputs + i]);
+        const int64_t whole = inputs / 16 * 16;
+        for (int64_t i = 0; i < whole; i += 16) {
+          const __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + r * inputs + i));
+          std::memcpy(form.halves.data() + r * width + i, &halves, 32);
+        }
+        for (int64_t i = whole; i < inputs; ++i) form.halves[r * width + i] = to_half(x[r * inputs + i]);
       });
     }
 #endif
@@ -166,11 +187,18 @@ struct PackedLinear {
       const int64_t row = at / count, first = at % count * kGroup, size = std::min(kGroup, inputs - first);
       const float* from = x + row * inputs + first;
       const float peak = peak_of(from, size), inverse = peak > 0 ? 127.0f / peak : 0.0f;
-      int32_t sum = 0;
-      for (int64_t i = 0; i < size; ++i) {
-        const int32_t value = static_cast<int32_t>(std::nearbyint(from[i] * inverse));
-        form.bytes[at * kGroup + i] = static_cast<int8_t>(value);
-        sum += value;
+      int8_t* to = form.bytes.data() + at * kGroup;
+      const int64_t whole = size / kLanes * kLanes;
+      I sums = i_all(0);
+      for (int64_t i = 0; i < whole; i += kLanes) {
+        const I value = i_round(f_mul(f_load(from + i), f_all(inverse)));
+        sums = i_add(sums, value);
+        store_bytes(to + i, value);
+      }
+      int32_t sum = i_sum(sums);
+      for (int64_t i = whole; i < size; ++i) {
+        to[i] = static_cast<int8_t>(std::lrint(from[i] * inverse));
+        sum += to[i];
       }
       form.scales[at] = peak / 127.0f;
       form.sums[at] = -kBias * sum;
@@ -270,6 +298,11 @@ struct PackedLinear {
     const int64_t first = panel * kPanel, width = std::min(kPanel, outputs - first);
     for (int r = 0; r < R; ++r) {
       float* to = y + (row + r) * outputs + first;
+      if (width == kPanel) {
+        f_store(to, add ? f_add(f_load(to), sum[r][0]) : sum[r][0]);
+        f_store(to + kLanes, add ? f_add(f_load(to + kLanes), sum[r][1]) : sum[r][1]);
+        continue;
+      }
       float part[kPanel];
       f_store(part, sum[r][0]);
       f_store(part + kLanes, sum[r][1]);
