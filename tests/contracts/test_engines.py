@@ -270,7 +270,7 @@ def test_torch_decoder_is_what_runs_without_a_compiler(llama, monkeypatch) -> No
     monkeypatch.setattr(native, "unusable", lambda: "there is no C++ compiler (c++)")
     engine = LocalEngine(llama, byte_tokenizer(), kind="int8")
     assert isinstance(engine._decoder, TorchDecoder)
-    assert engine.description == "torch (there is no C++ compiler (c++))"
+    assert engine.description == "torch, float32 weights (there is no C++ compiler (c++))"
 
 
 def test_pages_are_shared_dropped_and_grown(monkeypatch) -> None:

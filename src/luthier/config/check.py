@@ -10,6 +10,10 @@ Rule = tuple[Callable[[RunConfig], bool], str]
 
 RULES: tuple[Rule, ...] = (
     (
+        lambda c: c.model.decode_dtype != "auto" and c.model.engine == "hf",
+        "decode_dtype is for our decoder, but engine: hf was asked for; leave one of them out",
+    ),
+    (
         lambda c: c.data.streaming and c.train.max_steps < 1,
         "streaming: true needs max_steps, because the number of rows is not known beforehand",
     ),

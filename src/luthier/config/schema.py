@@ -53,6 +53,10 @@ class ModelConfig:
     """Where to compute."""
     kernels: Literal["auto", "off"] = "auto"
     """off gives the plain transformers model back."""
+    engine: Literal["auto", "local", "hf"] = "auto"
+    """What generates answers: our decoder (local), or transformers (hf) where that cannot read the model."""
+    decode_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format of weights while our decoder answers; auto keeps `dtype`, int8 is fastest and rounds."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads; 0 uses every core that the process may use."""
     allow_remote_code: bool = False

@@ -248,8 +248,13 @@ class LocalEngine:
         tables = np.zeros((len(jobs), max(len(table) for table, _, _ in jobs)), dtype=np.int32)
         for number, (table, _, _) in enumerate(jobs):
             tables[number, : len(table)] = table
-        columns = [torch.tensor(x, device=self._device) for x in (ids, positions, sequences)]
-        step = Step(*columns, torch.from_numpy(tables).to(self._device), torch.tensor(wanted, device=self._device))
+        step = Step(
+            ids=torch.tensor(ids, device=self._device),
+            positions=torch.tensor(positions, device=self._device),
+            sequences=torch.tensor(sequences, device=self._device),
+            tables=torch.from_numpy(tables).to(self._device),
+            wanted=torch.tensor(wanted, device=self._device),
+        )
         return self._decoder.step(step, self._pages.memory)
 
     def _begin(self) -> list[tuple[Tensor, _Answer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,20 +29,12 @@ class Prediction:
         return self.answer.strip() == self.expected.strip()
 
 
-class _Decoder(Protocol):
-    def __call__(self, tokens: Sequence[int]) -> str: ...
-
-
-def predict(
-    examples: Sequence[Example], *, template: ChatTemplate, engine: Engine, how: Sampling, decode: _Decoder
-) -> list[Prediction]:
+def predict(examples: Sequence[Example], *, template: ChatTemplate, engine: Engine, how: Sampling) -> list[Prediction]:
     """Return one prediction for each example, in order."""
     prompts = [template.prompt(example.context, example.tools) for example in examples]
     completions = engine.generate(prompts, how)
     return [
-        Prediction(
-            example.context[-1].content, example.endings[0][-1].content, decode(answers[0].tokens), example.origin
-        )
+        Prediction(example.context[-1].content, example.endings[0][-1].content, answers[0].text, example.origin)
         for example, answers in zip(examples, completions, strict=True)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,8 @@ class NativeDecoder:
 
     def __init__(self, parts: Parts, kind: str) -> None:
         self._module = native.module()
-        self._parts = parts
+        # The plain weights are not held: whoever holds the model decides about them.
+        self._parts = replace(parts, layers=[], head=nn.Identity())
         self.cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
         self._decoder = self._module.Decoder(parts.facts | {"half_cache": self.cache_dtype == torch.bfloat16})
         for layer in parts.layers:
@@ -64,4 +66,5 @@ def make_decoder(parts: Parts, kind: str) -> tuple[NativeDecoder | TorchDecoder,
     reason = native.unusable()
     if reason is None:
         return NativeDecoder(parts, kind), f"C++, {kind} weights"
-    return TorchDecoder(parts), f"torch ({reason})"
+    own = str(parts.embedding.dtype).removeprefix("torch.")
+    return TorchDecoder(parts), f"torch, {own} weights ({reason})"

@@ -143,12 +143,11 @@ def bias_of(module: nn.Module) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def _layer_linears(layer: nn.Module) -> dict[str, list[nn.Module]]:
+def _layer_linears(layer: Any) -> dict[str, list[nn.Module]]:
     found: dict[str, list[nn.Module]] = {}
     for name, (fused, *parts) in _LINEARS.items():
-        get = lambda path: getattr(getattr(layer, path[0]), path[1], None)  # noqa: E731
-        whole = get(fused)
-        found[name] = [whole] if whole is not None else [get(path) for path in parts]
+        whole: Any = getattr(getattr(layer, fused[0]), fused[1], None)
+        found[name] = [getattr(getattr(layer, part), own) for part, own in parts] if whole is None else [whole]
     return found
 
 
@@ -156,7 +155,7 @@ def read_parts(model: nn.Module) -> Parts:
     """Read a model for which `obstacle` returns None."""
     plain, backbone, config = plain_model(model), backbone_of(model), plain_model(model).config
     offset = family_of(config.model_type).norm_offset
-    modules = list(decoder_layers(model))
+    modules: list[Any] = list(decoder_layers(model))
     per_kind = "layer_type" in inspect.signature(backbone.rotary_emb.forward).parameters
     types = [str(t) for t in config.layer_types] if per_kind else []
     kinds = tuple(dict.fromkeys(types)) if per_kind else (None,)

@@ -12,6 +12,7 @@ import yaml
 from luthier.core.anatomy import family_of
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.log import logger
+from luthier.core.protocols import Engine
 from luthier.core.registry import OBJECTIVES
 from luthier.core.types import Sampling
 from luthier.data.audit import AuditReport, leakage
@@ -20,7 +21,9 @@ from luthier.data.prepare import Preparer, prepare, split_note, stream_units
 from luthier.data.store import UnitStore
 from luthier.data.template import ChatTemplate, apply_named_template
 from luthier.engines.hf import HfEngine
+from luthier.engines.local import LocalEngine
 from luthier.kernels.cpu import prepare_process
+from luthier.models.decoder_parts import obstacle as decoder_obstacle
 from luthier.models.device import place
 from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
 from luthier.runs.store import is_run
@@ -153,12 +156,8 @@ class Speaker:
     """A model that answers conversations: template, engine and how to draw."""
 
     template: ChatTemplate
-    engine: HfEngine
+    engine: Engine
     how: Sampling
-
-    def decode(self, tokens: Any) -> str:
-        """Return the text of generated tokens, special ones left out."""
-        return self.template.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
@@ -169,8 +168,22 @@ def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     model, tokenizer = load_for_inference(config.model, placement, with_adapter=with_adapter)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     template = make_template(tokenizer, config.data, plain.config.model_type)
-    engine = HfEngine(model, tokenizer, batch_size=config.evaluate.predict_batch_size)
-    return Speaker(template, engine, config.generate)
+    return Speaker(template, make_engine(model, tokenizer, config), config.generate)
+
+
+def make_engine(model: Any, tokenizer: Any, config: RunConfig) -> Engine:
+    """Return what generates answers, as `engine` says. Raises ModelError when our decoder is asked for but cannot."""
+    wanted, size = config.model.engine, config.evaluate.predict_batch_size
+    reason = "kernels are off" if config.model.kernels == "off" else decoder_obstacle(model)
+    if wanted == "local" and reason is not None:
+        raise ModelError(f"engine: local cannot run this model: {reason}; set engine: auto", code="model_engine")
+    if wanted == "hf" or reason is not None:
+        logger.info("answers: transformers generate%s", f" ({reason})" if wanted == "auto" else "")
+        return HfEngine(model, tokenizer, batch_size=size)
+    kind = None if config.model.decode_dtype == "auto" else config.model.decode_dtype
+    engine = LocalEngine(model, tokenizer, batch_size=size, kind=kind)
+    logger.info("answers: %s", engine.description)
+    return engine
 
 
 def load_base_speaker(config: RunConfig) -> Speaker:

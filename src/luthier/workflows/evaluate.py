@@ -48,9 +48,7 @@ def evaluate(config: RunConfig, *, base: bool = False, out: Path | None = None) 
         raise ConfigError("eval_dataset is required: the rows to answer", code="config_missing")
     speaker = load_base_speaker(config) if base else load_speaker(config)
     examples = read_examples(config, Preparer(speaker.template, config.data, plain_text=False))
-    predictions = predict(
-        examples, template=speaker.template, engine=speaker.engine, how=config.generate, decode=speaker.decode
-    )
+    predictions = predict(examples, template=speaker.template, engine=speaker.engine, how=config.generate)
     share = exact_match(predictions)
     name = f"base of {config.model.model_name_or_path}" if base else config.model.model_name_or_path
     if out is not None:
