@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Spans
-from luthier.kernels import native
+from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 if TYPE_CHECKING:
@@ -297,6 +297,24 @@ def forest_attention_native(
     """Compute what the reference does, one tile of queries at a time, its softmax in our own C++."""
     steps = _NATIVE_STEPS if native.takes(q_HTD, k_KTD, v_KTD) else _TORCH_STEPS
     return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap), steps)  # pyright: ignore[reportReturnType]
+
+
+@FOREST_ATTENTION.backend("triton", gpu.unusable, device="cuda")
+def forest_attention_triton(
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    spans: Spans,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Compute what the reference does in Triton."""
+    if not gpu.takes(q_HTD, k_KTD, v_KTD):
+        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
+    from luthier.kernels.triton.attention import forest_attention as call
+
+    return call(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
 
 
 @FOREST_ATTENTION.backend("torch")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from luthier.kernels import native
+from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 
@@ -89,6 +89,14 @@ def gated_native(gate_TF: Tensor, up_TF: Tensor, activation: str = "silu") -> Te
     if not native.takes(gate_TF, up_TF):
         return gated(gate_TF, up_TF, activation)
     return _NativeGated.apply(gate_TF, up_TF, activation == "silu")  # pyright: ignore[reportReturnType]
+
+
+@GATED.backend("triton", gpu.unusable, device="cuda")
+def gated_triton(gate_TF: Tensor, up_TF: Tensor, activation: str = "silu") -> Tensor:
+    """Compute the gate in Triton."""
+    from luthier.kernels.triton.gated import gated as call
+
+    return call(gate_TF, up_TF, activation)
 
 
 @GATED.backend("torch")

@@ -9,10 +9,13 @@ A trained head needs g_n before its gradient can be summed, so its chunks are co
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from luthier.kernels import gpu
 from luthier.kernels.op import Op, add
 
 CHUNK_BYTES = 48 * 2**20
@@ -57,44 +60,78 @@ def _slope(logits_CV: Tensor, scale: float, softcap: float | None) -> Tensor | f
     return scale if softcap is None else (1 - (logits_CV / softcap) ** 2) * scale
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The output head and what is asked of it."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+    with_entropy: bool
+    with_slopes: bool
+
+
+_Chunk = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""logp [C], entropy [C], and the gradients of both by hidden states [C, D]."""
+
+
+def _chunk(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
+    weight_VD, scale, softcap = head.weight_VD, head.scale, head.softcap
+    logits_CV = _logits(hidden_CD, weight_VD, head.bias_V, scale, softcap)
+    slope = _slope(logits_CV, scale, softcap) if softcap is not None else scale
+    target_C1 = targets_C[:, None]
+    logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+    at_target_C1 = logits_CV.gather(1, target_C1)
+    shifted_CV = logits_CV.clone() if head.with_entropy else None
+    exp_CV = logits_CV.exp_()
+    sum_C1 = exp_CV.sum(1, keepdim=True)
+    logp_C = (at_target_C1 - sum_C1.log())[:, 0]
+    entropy_C = du_CD = dv_CD = None
+    if shifted_CV is not None:
+        logp_CV = shifted_CV.sub_(sum_C1.log())
+        p_CV = exp_CV / sum_C1
+        entropy_C1 = -(p_CV * logp_CV).sum(1, keepdim=True)
+        entropy_C = entropy_C1[:, 0]
+        if head.with_slopes:
+            dv_CD = ((p_CV * (logp_CV + entropy_C1)).neg_() * slope).to(weight_VD.dtype) @ weight_VD
+    if head.with_slopes and softcap is None:
+        du_CD = (weight_VD[target_C1[:, 0]] - (exp_CV.to(weight_VD.dtype) @ weight_VD) / sum_C1) * scale
+    elif head.with_slopes:
+        d_logits_CV = exp_CV.div_(sum_C1).neg_().scatter_add_(1, target_C1, torch.ones_like(sum_C1))
+        du_CD = d_logits_CV.mul_(slope).to(weight_VD.dtype) @ weight_VD
+    return logp_C, entropy_C, du_CD, dv_CD
+
+
+def _chunk_triton(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
+    from luthier.kernels.triton.logprobs import score
+
+    logits_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V)
+    options = {"slopes": head.with_slopes, "with_entropy": head.with_entropy}
+    logp_C, entropy_C, u_CV, v_CV = score(logits_CV, targets_C, head.scale, head.softcap, **options)
+    du_CD = u_CV @ head.weight_VD if head.with_slopes else None
+    dv_CD = v_CV @ head.weight_VD if head.with_slopes and head.with_entropy else None
+    return logp_C, entropy_C if head.with_entropy else None, du_CD, dv_CD
+
+
 class _LinearLogprobs(torch.autograd.Function):
     """See the head of the file."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy):
+    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy, chunk):
         num = len(targets_N)
         logp_N = torch.empty(num, dtype=torch.float32, device=hidden_ND.device)
+        head = _Head(weight_VD, bias_V, scale, softcap, with_entropy, ctx.needs_input_grad[0])
         entropy_N = torch.empty_like(logp_N) if with_entropy else None
-        wants_hidden = ctx.needs_input_grad[0]
-        du_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        dv_ND = torch.empty_like(hidden_ND) if wants_hidden and with_entropy else None
+        du_ND = torch.empty_like(hidden_ND) if head.with_slopes else None
+        dv_ND = torch.empty_like(hidden_ND) if head.with_slopes and with_entropy else None
         step = _chunk_rows(weight_VD.shape[0])
         for i in range(0, num, step):
             rows = slice(i, i + step)
-            logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap)
-            slope = _slope(logits_CV, scale, softcap) if softcap is not None else scale
-            target_C1 = targets_N[rows, None]
-            logits_CV.sub_(logits_CV.amax(1, keepdim=True))
-            at_target_C1 = logits_CV.gather(1, target_C1)
-            shifted_CV = logits_CV.clone() if with_entropy else None
-            exp_CV = logits_CV.exp_()
-            sum_C1 = exp_CV.sum(1, keepdim=True)
-            logp_N[rows] = (at_target_C1 - sum_C1.log())[:, 0]
-            if entropy_N is not None and shifted_CV is not None:
-                logp_CV = shifted_CV.sub_(sum_C1.log())
-                p_CV = exp_CV / sum_C1
-                entropy_C1 = -(p_CV * logp_CV).sum(1, keepdim=True)
-                entropy_N[rows] = entropy_C1[:, 0]
-                if dv_ND is not None:
-                    dv_ND[rows] = ((p_CV * (logp_CV + entropy_C1)).neg_() * slope).to(weight_VD.dtype) @ weight_VD
-            if du_ND is not None:
-                if softcap is None:
-                    du_ND[rows] = (
-                        weight_VD[target_C1[:, 0]] - (exp_CV.to(weight_VD.dtype) @ weight_VD) / sum_C1
-                    ) * scale
-                else:
-                    d_logits_CV = exp_CV.div_(sum_C1).neg_().scatter_add_(1, target_C1, torch.ones_like(sum_C1))
-                    du_ND[rows] = d_logits_CV.mul_(slope).to(weight_VD.dtype) @ weight_VD
+            logp_N[rows], *others = chunk(hidden_ND[rows], targets_N[rows], head)
+            for into, part in zip((entropy_N, du_ND, dv_ND), others, strict=True):
+                if into is not None:
+                    into[rows] = part
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, du_ND, dv_ND)
         ctx.scale, ctx.softcap = scale, softcap
         return logp_N, entropy_N
@@ -110,7 +147,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 d_hidden += dv_ND * d_entropy_N[:, None].to(dv_ND.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             d_weight, d_bias = _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N)
-        return d_hidden, d_weight, None, d_bias, None, None, None
+        return d_hidden, d_weight, None, d_bias, None, None, None, None
 
 
 def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N):
@@ -163,6 +200,22 @@ LINEAR_LOGPROBS = add(
 )
 
 
+@LINEAR_LOGPROBS.backend("triton", gpu.unusable, device="cuda")
+def linear_logprobs_triton(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,  # noqa: FBT001
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what the reference does in chunks; everything between the two products of a chunk in Triton."""
+    options = bias_V, scale, softcap, with_entropy
+    found = _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk_triton)
+    return found  # pyright: ignore[reportReturnType]
+
+
 @LINEAR_LOGPROBS.backend("torch")
 def linear_logprobs(
     hidden_ND: Tensor,
@@ -174,4 +227,5 @@ def linear_logprobs(
     with_entropy: bool = False,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the reference does in chunks; one chunk of logits exists at a time."""
-    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy)  # pyright: ignore
+    options = bias_V, scale, softcap, with_entropy
+    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk)  # pyright: ignore[reportReturnType]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from luthier.kernels import gpu
 from luthier.kernels.op import Op, add
 
 
@@ -83,3 +84,15 @@ def lora_linear(
 ) -> Tensor:
     """Compute the layer as the reference does, with three matrix products forward and five back."""
     return _LoraLinear.apply(x, weight_OI, bias_O, a_RI, b_OR, scale)  # pyright: ignore[reportReturnType]
+
+
+@LORA_LINEAR.backend("triton", gpu.unusable, device="cuda")
+def lora_linear_triton(
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+) -> Tensor:
+    """Compute the layer in Triton; stands behind the vendor's products until it is measured to be faster."""
+    if not gpu.takes(x, weight_OI):
+        return lora_linear(x, weight_OI, bias_O, a_RI, b_OR, scale)
+    from luthier.kernels.triton.product import lora_linear as call
+
+    return call(x, weight_OI, bias_O, a_RI, b_OR, scale)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 
@@ -84,6 +84,14 @@ def rms_norm_native(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
     if not native.takes(x):
         return rms_norm(x, weight_D, eps, offset)
     return _NativeRmsNorm.apply(x, weight_D, eps, offset)  # pyright: ignore[reportReturnType]
+
+
+@RMS_NORM.backend("triton", gpu.unusable, device="cuda")
+def rms_norm_triton(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Compute the norm in Triton."""
+    from luthier.kernels.triton.norm import rms_norm as call
+
+    return call(x, weight_D, eps, offset)
 
 
 @RMS_NORM.backend("torch")

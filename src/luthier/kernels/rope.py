@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 
@@ -62,6 +62,14 @@ def rope_native(x_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     if not native.takes(x_HTD) or x_HTD.stride(-1) != 1:
         return rope(x_HTD, cos_TR, sin_TR)
     return _Rope.apply(x_HTD, cos_TR, sin_TR)  # pyright: ignore[reportReturnType]
+
+
+@ROPE.backend("triton", gpu.unusable, device="cuda")
+def rope_triton(x_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Rotate in Triton."""
+    from luthier.kernels.triton.rope import rope as call
+
+    return call(x_HTD, cos_TR, sin_TR)
 
 
 @ROPE.backend("torch")
