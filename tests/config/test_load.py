@@ -66,6 +66,19 @@ def test_file_of_llama_factory_means_what_it_says(tmp_path: Path) -> None:
         assert f"{key} is left out: {compat.IGNORED[key]}" in said
 
 
+def test_preference_keys_of_llama_factory() -> None:
+    flat = {"model_name_or_path": "m", "stage": "dpo", "pref_beta": 0.2, "pref_loss": "ipo", "pref_ftx": 0.5, "ref_model": "r",
+            "simpo_gamma": None}  # fmt: skip
+    config = load_config(flat, ["lora_rank=4"]).config
+    assert (config.objective.beta, config.objective.loss, config.objective.sft_weight) == (0.2, "ipo", 0.5)
+    assert config.model.ref_model == "r"
+    assert (
+        load_config({**flat, "pref_loss": "sigmoid", "dpo_label_smoothing": 0.1}).config.objective.label_smoothing
+        == 0.1
+    )
+    assert load_config({"model_name_or_path": "m", "pref_beta": 0.2}).config.objective.rows == "answer"
+
+
 def test_flat_nested_and_dotted_spellings_agree(tmp_path: Path) -> None:
     nested = {"model": {"model_name_or_path": "m", "dtype": "float32"}, "tuning": {"name": "freeze", "layers": 3}}
     dotted = {"model.model_name_or_path": "m", "model.dtype": "float32", "tuning.name": "freeze", "tuning.layers": 3}

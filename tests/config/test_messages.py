@@ -28,6 +28,12 @@ MISTAKES = {
     "val_size": ("val_size: 1.5", "val_size is a share below 1 or a whole number of rows"),
     "stream": ("streaming: true", "streaming: true needs max_steps, because the number of rows is not known beforehand"),
     "launcher": ("deepspeed: ds.json", "f.yaml:2: deepspeed is not supported: start with `accelerate launch --use_deepspeed -m luthier train FILE` instead"),
+    "smoothing": ("stage: dpo\npref_loss: hinge\ndpo_label_smoothing: 0.1", "objective: label_smoothing has no meaning for the loss hinge; leave one of them out"),
+    "preference loss": ("stage: dpo\npref_loss: orpo", "f.yaml:3: pref_loss: input should be 'sigmoid', 'hinge', 'ipo' or 'robust', found text 'orpo'"),
+    "reference of sft": ("ref_model: x", "ref_model is set, but this objective compares with no reference; leave it out"),
+    "prompt of pairs": ("stage: dpo\ntrain_on_prompt: true", "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out"),
+    "stream beforehand": ("stage: dpo\nstreaming: true\nmax_steps: 3\nprecompute_reference: true", "precompute_reference: true needs all rows beforehand, but streaming: true reads them while training; leave one of them out"),
+    "ld_alpha": ("ld_alpha: 0.5", "f.yaml:2: ld_alpha is not supported: all tokens of both answers count alike"),
     "best without rows": ("load_best_model_at_end: true", "load_best_model_at_end needs evaluation rows; set val_size or eval_dataset"),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Properties of every objective on the shelf."""
 
+import random
+
 import pytest
 import torch
 from helpers import VOCABULARY, segment
@@ -10,7 +12,12 @@ from luthier.data.pack import pack
 
 
 def units_of(objective, count: int):
-    return [[segment(3, 2 + i, seed=10 * i + j) for j in range(objective.segments_per_unit)] for i in range(count)]
+    units = [[segment(3, 2 + i + j, seed=10 * i + j) for j in range(objective.segments_per_unit)] for i in range(count)]
+    if "reference" in objective.needs:
+        for each in (segment for unit in units for segment in unit):
+            draw = random.Random(len(each.tokens))
+            each.streams["ref_logp"] = [-draw.uniform(1, 9) for _ in each.tokens]
+    return units
 
 
 def loss_and_gradient(objective, split):
@@ -44,6 +51,32 @@ def test_finite_for_extreme_log_probabilities(name: str) -> None:
         total = objective(Scores(logp=logp), batch).total
         assert torch.isfinite(total)
         assert torch.isfinite(torch.autograd.grad(total, logp)[0]).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_gradient_is_that_of_the_loss(name: str) -> None:
+    objective = OBJECTIVES.get(name)()
+    batch = pack(units_of(objective, 3))
+    logp = torch.linspace(-3, -1, len(batch.targets), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: objective(Scores(logp=x), batch).total, logp)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_nothing_to_predict_counts_nothing(name: str) -> None:
+    objective = OBJECTIVES.get(name)()
+    batch = pack(units_of(objective, 2)).without_predictions()
+    logp = torch.zeros(0, requires_grad=True)
+    loss = objective(Scores(logp=logp), batch)
+    assert (float(loss.total), float(objective.count(batch))) == (0.0, 0.0)
+    assert all(float(total) == float(count) == 0 for total, count in loss.metrics.values())
+    loss.total.backward()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_settings_and_facts_fit_together(name: str) -> None:
+    objective = OBJECTIVES.get(name)
+    assert objective.rows in ("text", "answer", "pair")
+    assert objective.rows != "pair" or objective.segments_per_unit == 2
 
 
 def test_sft_by_hand() -> None:

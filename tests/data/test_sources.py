@@ -24,7 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def audit(name: str, **settings: Any):
     settings.setdefault("cutoff_len", 128)
     config = DataConfig(dataset=(name,), **settings)
-    return prepare((name,), Preparer(ChatTemplate(byte_tokenizer()), config, plain_text=False))
+    return prepare((name,), Preparer(ChatTemplate(byte_tokenizer()), config, "answer"))
 
 
 def answers(store) -> list[str]:

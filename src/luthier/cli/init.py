@@ -15,7 +15,7 @@ FIRST_SETTINGS = (
     ("# Answers, for chat and evaluation\n", {"max_new_tokens": 256, "temperature": 0}),
 )  # fmt: skip
 _HELP = {
-    "stage": "sft learns answers, pt learns plain text.",
+    "stage": "sft learns answers, pt plain text, dpo prefers one answer to another.",
     "finetuning_type": "lora, full or freeze.",
     "lora_rank": "Rank of the low-rank addition; more learns more and takes more memory.",
     "lora_target": "Linear layers by name; all takes every one in the decoder but the head.",

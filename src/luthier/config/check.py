@@ -26,6 +26,19 @@ RULES: tuple[Rule, ...] = (
         "save_strategy: epoch has no meaning for a stream; use steps",
     ),
     (
+        lambda c: c.data.train_on_prompt and c.objective.rows == "pair",
+        "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out",
+    ),
+    (
+        lambda c: c.data.streaming and c.train.precompute_reference is True,
+        "precompute_reference: true needs all rows beforehand, but streaming: true reads them while training; "
+        "leave one of them out",
+    ),
+    (
+        lambda c: c.model.ref_model is not None and "reference" not in c.objective.needs,
+        "ref_model is set, but this objective compares with no reference; leave it out",
+    ),
+    (
         lambda c: bool(c.data.eval_dataset) and c.data.val_size > 0,
         "eval_dataset and val_size are both set; keep one",
     ),

@@ -280,6 +280,8 @@ def _explain(section: str, key: str, problem: dict[str, Any], known: list[str], 
     if problem["type"] == "missing":
         return f"{where}: {key} is required; give it in the file or as {key}=..."
     reason = _REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
+    if not key:  # settings of one section that contradict each other
+        return f"{section}: {reason}"
     kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
     hint = "; quote it if it is a name" if isinstance(found, bool) and problem["type"] == "string_type" else ""
     return f"{where}: {where.key or key}: {reason}, found {kind}{printable(found)}{hint}"

@@ -45,6 +45,8 @@ class ModelConfig:
     """Alias (see `luthier models`), folder, run directory, checkpoint, or hub name."""
     adapter_name_or_path: str | None = None
     """Adapter folder, run directory or checkpoint to continue from."""
+    ref_model: str | None = None
+    """Model, adapter or run that objectives compare with; none means the model as it was before this run."""
     model_revision: str = "main"
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -81,6 +83,8 @@ class DataConfig:
     """Role of a column -> its name in files given by path, as in dataset_info.json."""
     tags: dict[str, str] = field(default_factory=dict[str, str])
     """Names of roles inside conversations, as in dataset_info.json."""
+    pairs: bool | None = None
+    """Rows of files given by path hold a chosen and a rejected answer; none tells by the columns."""
     template: str | None = None
     """Chat template by name; none uses the tokenizer's own."""
     default_system: str | None = None
@@ -157,6 +161,8 @@ class TrainConfig:
     """Clip the gradient to this norm; 0 does not clip."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+    precompute_reference: bool | None = None
+    """Score all rows with the reference once, before the first step; none means yes if a row is read more than once."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of shuffling, initial adapter weights and dropout."""
     logging_steps: Positive = 1

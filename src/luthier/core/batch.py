@@ -70,7 +70,7 @@ class PackedBatch:
     """[N] int64, 0..S-1."""
     num_segments: int
     streams: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """[N] each: "old_logp", "advantage", "return" and the like."""
+    """[N] each: "ref_logp", "old_logp", "advantage" and the like."""
     tags: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[S] each: "desirable", "group" and the like."""
     origins: tuple[str, ...] = ()
@@ -91,7 +91,12 @@ class PackedBatch:
         """Return the same tokens with nothing to predict: a rank's share when it has no batch left."""
         none = {name: getattr(self, name)[:0] for name in ("rows", "targets", "weight", "segment_ids")}
         streams = {name: x_N[:0] for name, x_N in self.streams.items()}
-        return replace(self, **none, streams=streams, origins=(), segment_tokens=0)
+        tags = {name: x_S[:0] for name, x_S in self.tags.items()}
+        return replace(self, **none, streams=streams, tags=tags, num_segments=0, origins=(), segment_tokens=0)
+
+    def with_stream(self, name: str, x_N: Tensor) -> Self:
+        """Return the batch with a stream more, [N]."""
+        return replace(self, streams={**self.streams, name: x_N})
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to `device`."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.core.batch import Loss, PackedBatch, Scores
-    from luthier.core.types import Completion, Example, Prompt, Sampling
+    from luthier.core.types import Completion, Example, Prompt, RowKind, Sampling
 
 Need = Literal["reference", "values", "entropy", "kl", "rollouts"]
 
@@ -22,6 +22,8 @@ class Objective(Protocol):
 
     needs: ClassVar[frozenset[Need]]
     """What the trainer must prepare."""
+    rows: ClassVar[RowKind]
+    """What it learns from."""
     segments_per_unit: ClassVar[int]
     """1 when segments stand alone, 2 for (chosen, rejected)."""
 
@@ -64,7 +66,7 @@ class Engine(Protocol):
 
 
 class Format(Protocol):
-    """Turns one row of a data set into an example."""
+    """Turns one row of a data set into an example: with one ending on FORMATS, chosen and rejected on PAIR_FORMATS."""
 
     def __call__(self, row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
         """Convert; raises RowError naming the field, what was found and what to do."""

@@ -100,6 +100,7 @@ class Registry(Generic[T]):
 
 
 FORMATS: Registry[Any] = Registry("data format", "luthier.data.formats")
+PAIR_FORMATS: Registry[Any] = Registry("format of preference rows", "luthier.data.formats")
 OBJECTIVES: Registry[Any] = Registry("objective", "luthier.objectives")
 TUNINGS: Registry[Any] = Registry("tuning", "luthier.tuning")
 FAMILIES: Registry[Any] = Registry("family", "luthier.families")

@@ -11,6 +11,8 @@ from pydantic import Field
 Role = Literal["system", "user", "assistant", "tool"]
 Prompt = Sequence[int]
 """Token ids to continue."""
+RowKind = Literal["text", "answer", "pair"]
+"""What a row holds: plain text, one answer, or a chosen and a rejected one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Segment:
     weight: list[float]
     """1.0 learn to produce this token; 0.0 context."""
     streams: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    """"old_logp", "advantage", "return" and the like, one number a token."""
+    """"ref_logp", "old_logp", "advantage" and the like, one number a token."""
     tags: dict[str, float] = field(default_factory=dict[str, float])
     """One number a segment: "desirable", "group" and the like."""
     origin: str = ""

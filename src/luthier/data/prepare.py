@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding, RowError
 from luthier.core.log import logger
 from luthier.core.paths import cache_folder
-from luthier.core.registry import FORMATS
-from luthier.core.types import Example, Message, Segment, Unit
+from luthier.core.types import Example, Message, RowKind, Segment, Unit
 from luthier.data.audit import AuditReport
+from luthier.data.rows import check_kind, read_example
 from luthier.data.sources import Row, Source, find_sources, read_rows
 from luthier.data.store import StoreBuilder, UnitStore
 from luthier.data.template import ChatTemplate, Rendered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CACHE_VERSION = 1
-_KEYS_OF_FORMATS = (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca"), ("text", "text"))
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,8 @@ class Preparer:
 
     template: ChatTemplate
     config: DataConfig
-    plain_text: bool
-    """Pretraining: rows are text, and long documents become several units instead of being cut."""
+    kind: RowKind
+    """Long documents of kind "text" become several units instead of being cut."""
 
     def unit_of(self, row: Row, source: Source, report: AuditReport) -> list[Unit]:
         """Return the units of one row, none if it is bad; findings go to `report`."""
@@ -53,14 +52,7 @@ class Preparer:
     def example_of(self, row: Row, source: Source) -> Example:
         """Return the row as an example; raises RowError."""
         assert row.value is not None
-        name = "text" if self.plain_text else self._format_of(source, row.value)
-        return replace(FORMATS.get(name)(row.value, source.columns, source.tags), origin=row.where)
-
-    def _format_of(self, source: Source, row: Mapping[str, Any]) -> str:
-        if source.formatting != "auto":
-            return source.formatting
-        named = [name for key, name in _KEYS_OF_FORMATS if key in row]
-        return named[0] if named else "alpaca"
+        return replace(read_example(row.value, source, self.kind), origin=row.where)
 
     def _checked(self, rendered: Rendered, where: str, report: AuditReport) -> list[Unit]:
         if rendered.special_text:
@@ -68,7 +60,7 @@ class Preparer:
             report.add(
                 "special_text", "warning", where, f"spells the special token {spelled}; it is kept as plain text"
             )
-        if self.plain_text:
+        if self.kind == "text":
             return self._blocks(rendered.unit)
         limit = self.config.cutoff_len
         longest = max(len(segment.tokens) for segment in rendered.unit)
@@ -89,12 +81,14 @@ class Preparer:
                 f"has no answer token within cutoff_len {limit} (the row has {longest} tokens); raise cutoff_len",
             )
             return []
+        if self.kind == "pair" and unit[0].tokens == unit[1].tokens:
+            message = f"chosen and rejected are equal within cutoff_len {limit}; raise it, or set bad_rows: skip"
+            report.add("equal_pair", "error", where, message)
+            return []
         if lost:
+            total = sum(len(segment.tokens) for segment in rendered.unit)
             report.add(
-                "answer_cut",
-                "warning",
-                where,
-                f"lost {lost} of {longest} tokens and its end token to cutoff_len {limit}",
+                "answer_cut", "warning", where, f"lost {lost} of {total} tokens and its end token to cutoff_len {limit}"
             )
         elif not rendered.has_end:
             report.add(
@@ -122,7 +116,7 @@ def _cut(segment: Segment, limit: int) -> Segment:
 
 def check_cutoff(preparer: Preparer) -> None:
     """Raise DataError when the template alone fills cutoff_len."""
-    if preparer.plain_text:
+    if preparer.kind == "text":
         return
     overhead = len(preparer.template.prompt([Message(role="user", content="")]))
     if overhead + 1 >= preparer.config.cutoff_len:
@@ -148,6 +142,7 @@ def prepare(names: tuple[str, ...], preparer: Preparer) -> tuple[UnitStore, Audi
             return store, report
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("token cache %s is damaged (%s) and made again", cached, error)
+    check_kind(sources, preparer.kind)
     store, report = _tokenize(sources, preparer)
     if cached is not None and report.trained_rows:
         store.save(cached, report.as_dict())
@@ -175,6 +170,7 @@ def stream_units(names: tuple[str, ...], preparer: Preparer) -> Callable[[], Ite
     """Return a function that starts reading the rows of all data sets from the beginning, one after the other."""
     sources = find_sources(names, preparer.config)
     check_cutoff(preparer)
+    check_kind(sources, preparer.kind)
     return lambda: ((row, source) for source in sources for row in read_rows(source))
 
 
@@ -184,7 +180,7 @@ def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
         return None
     tokenizer, config = preparer.template.tokenizer, preparer.config
     settings = (
-        config.cutoff_len, config.too_long, config.max_samples, preparer.plain_text, preparer.template.train_on_prompt,
+        config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.template.train_on_prompt,
         preparer.template.mask_history, preparer.template.default_system, preparer.template.options,
     )  # fmt: skip
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings, tokenizer.chat_template], default=str).encode())

@@ -53,6 +53,8 @@ class Source:
     formatting: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    ranking: bool | None = None
+    """Rows hold a chosen and a rejected answer; None: their columns tell."""
     max_rows: int = 0
 
 
@@ -105,6 +107,7 @@ def _find(name: str, config: DataConfig, registry: Mapping[str, Any]) -> Source:
                 formatting=config.formatting,
                 columns=config.columns,
                 tags=config.tags,
+                ranking=config.pairs,
                 max_rows=config.max_samples,
             )
     here = sorted(registry) + (sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
@@ -121,11 +124,14 @@ def _from_entry(name: str, entry: Any, config: DataConfig) -> Source:
     unknown = [key for key in entry if key not in _KNOWN_KEYS]
     if unknown:
         raise DataError(f"{where}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], _KNOWN_KEYS)}")
+    if not isinstance(entry.get("ranking", False), bool):
+        raise DataError(f"{where}: ranking: expected true or false, found {printable(entry['ranking'])}")
     common: dict[str, Any] = {
         "name": name,
         "formatting": entry.get("formatting", "alpaca"),
         "columns": entry.get("columns", {}),
         "tags": entry.get("tags", {}),
+        "ranking": entry.get("ranking", False),
         "max_rows": min(filter(None, (config.max_samples, entry.get("num_samples", 0))), default=0),
     }
     if entry.get("hf_hub_url"):

@@ -119,11 +119,20 @@ class ChatTemplate:
         if example.text is not None:
             return self._plain_text(example)
         rendered = Rendered([])
+        is_pair = len(example.endings) > 1
         for ending in example.endings:
             messages, special = self._guard(self._with_system([*example.context, *ending]))
-            keep_history = not self.mask_history and len(example.endings) == 1
-            segments, has_end = self._segments(messages, example.tools, keep_history=keep_history)
-            rendered.special_text += special
+            learned_from = len(messages) - len(ending) if is_pair or self.mask_history else 0
+            segments, has_end = self._segments(messages, example.tools, learned_from=learned_from)
+            if is_pair and len(segments) > 1:
+                raise RowError(
+                    "template",
+                    "chosen or rejected",
+                    "one answer, because this template rewrites earlier ones",
+                    words(f"{len(segments)} answers"),
+                    "move all turns but the last into the prompt",
+                )
+            rendered.special_text = tuple(sorted({*rendered.special_text, *special}))
             rendered.has_end &= has_end
             rendered.unit += [replace(s, origin=example.origin) for s in segments]
         return rendered
@@ -172,11 +181,13 @@ class ChatTemplate:
             ) from error
 
     def _segments(
-        self, messages: Sequence[Message], tools: str | None, *, keep_history: bool
+        self, messages: Sequence[Message], tools: str | None, *, learned_from: int
     ) -> tuple[list[Segment], bool]:
-        """Return one segment, or one for each answer where the template rewrites history."""
-        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        answers = answers if keep_history else answers[-1:]
+        """Return one segment, or one for each answer where the template rewrites history.
+
+        Answers before message `learned_from` are context.
+        """
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant" and i >= learned_from]
         texts = [self._render(messages[: i + 1], tools) for i in answers]
         starts = [self._answer_start(messages[:i], text, tools) for i, text in zip(answers, texts, strict=True)]
         consistent = all(later.startswith(text) for text, later in pairwise(texts))

@@ -9,9 +9,11 @@ from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_NEIGHBOURS_SHOWN = 8
+Placed = tuple[str, Message]
+"""A turn and the field that it stands in, such as conversations[2]."""
 
 
 def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool = True) -> str:
@@ -43,27 +45,89 @@ def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool
     return value
 
 
-def conversation(messages: Sequence[Message], *, field: str, tools: str | None) -> Example:
-    """Split checked messages into context and last answer; raises RowError when the roles are out of order."""
-    check_order(messages, field)
+def conversation(turns: Sequence[Placed], *, field: str, tools: str | None) -> Example:
+    """Split checked turns into context and last answer; raises RowError when the roles are out of order."""
+    check_order(turns, field)
+    messages = [message for _, message in turns]
     return Example(context=tuple(messages[:-1]), endings=((messages[-1],),), tools=tools)
 
 
-def check_order(messages: Sequence[Message], field: str) -> None:
+def preference(
+    row: Mapping[str, object],
+    columns: Mapping[str, str],
+    *,
+    context: Callable[[], list[Placed]],
+    turn: Callable[[object, str], Message],
+    system: str = "",
+    tools: str | None = None,
+) -> Example:
+    """Return context, chosen and rejected of a row whose answers are text, a turn or a list of turns.
+
+    `context` reads the turns before them; it is not asked where both answers are whole conversations, which begin with
+    a system or user turn. `turn` reads one turn. Raises RowError.
+    """
+    fields = [columns.get(name, name) for name in ("chosen", "rejected")]
+    sides = [_answer(row, field, name, turn) for field, name in zip(fields, ("chosen", "rejected"), strict=True)]
+    if any(side[0][1].role == "assistant" for side in sides):
+        before = context()
+        sides = [[*before, *side] for side in sides]
+    for field, side in zip(fields, sides, strict=True):
+        if system and side[0][1].role != "system":
+            side.insert(0, ("system", Message(role="system", content=system)))
+        check_order(side, field)
+    chosen, rejected = ([message for _, message in side] for side in sides)
+    return split_pair(chosen, rejected, field=fields[1], tools=tools)
+
+
+def _answer(row: Mapping[str, object], field: str, role: str, turn: Callable[[object, str], Message]) -> list[Placed]:
+    value = row.get(field)
+    if isinstance(value, (list, tuple)) and value:
+        return [(f"{field}[{i}]", turn(each, f"{field}[{i}]")) for i, each in enumerate(value)]
+    if isinstance(value, dict):
+        return [(field, turn(value, field))]
+    return [(field, Message(role="assistant", content=text_of(row, field, role)))]
+
+
+def split_pair(
+    chosen: Sequence[Message], rejected: Sequence[Message], *, field: str, tools: str | None = None
+) -> Example:
+    """Split two conversations into their common context and two endings, each beginning with an answer.
+
+    Raises RowError when they are equal, or differ before the first answer. `field` is where the second one stands.
+    """
+    if chosen == rejected:
+        raise RowError(
+            "equal_pair",
+            field,
+            "an answer other than the chosen one",
+            chosen[-1].content,
+            "remove the row, or set bad_rows: skip",
+        )
+    shortest = min(len(chosen), len(rejected))
+    shared = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest - 1)
+    while shared >= 0 and not chosen[shared].role == rejected[shared].role == "assistant":
+        shared -= 1
+    if shared < 0:
+        raise RowError("different_prompts", field, "the same prompt as in the chosen conversation", rejected[0].content)
+    endings = (tuple(chosen[shared:]), tuple(rejected[shared:]))
+    return Example(context=tuple(chosen[:shared]), endings=endings, tools=tools)
+
+
+def check_order(turns: Sequence[Placed], field: str) -> None:
     """Check: system only first, then user, then user or tool and assistant in turns, an answer at the end."""
     before = "start"
-    for number, message in enumerate(messages):
+    for place, message in turns:
         allowed = _AFTER[before]
         if message.role not in allowed:
             raise RowError(
                 "wrong_role_order",
-                f"{field}[{number}]",
+                place,
                 f"role {' or '.join(allowed)} after {before}",
                 words(f"role {message.role}"),
                 "put the turns in order",
             )
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            raise RowError("empty_text", f"{field}[{number}]", "an answer", message.content, "remove the row")
+            raise RowError("empty_text", place, "an answer", message.content, "remove the row")
         before = message.role
     if before != "assistant":
         raise RowError(

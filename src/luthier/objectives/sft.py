@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.protocols import Need
 from luthier.core.registry import OBJECTIVES
+from luthier.core.types import RowKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ class Sft:
     """Learn to give the answers of the data; the mean over all trained tokens of an optimizer step."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    rows: ClassVar[RowKind] = "answer"
     segments_per_unit: ClassVar[int] = 1
 
     def count(self, batch: PackedBatch) -> Tensor:
@@ -43,6 +45,7 @@ class Pretrain:
     """Learn every token of plain text; the mean over all trained tokens of an optimizer step."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    rows: ClassVar[RowKind] = "text"
     segments_per_unit: ClassVar[int] = 1
 
     def count(self, batch: PackedBatch) -> Tensor:

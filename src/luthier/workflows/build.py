@@ -13,7 +13,6 @@ from luthier.core.anatomy import family_of
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.log import logger
 from luthier.core.protocols import Engine
-from luthier.core.registry import OBJECTIVES
 from luthier.core.types import Sampling
 from luthier.data.audit import AuditReport, leakage
 from luthier.data.loader import Layout, Loader, MapLoader, StreamLoader
@@ -52,14 +51,9 @@ def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTe
 
 def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Preparer:
     """Return what turns rows into units under these settings."""
-    plain_text = is_pretraining(config)
-    template = ChatTemplate(tokenizer) if plain_text else make_template(tokenizer, config.data, model_type)
-    return Preparer(template, config.data, plain_text)
-
-
-def is_pretraining(config: RunConfig) -> bool:
-    """Tell whether rows are plain text."""
-    return type(config.objective) is OBJECTIVES.get("pt")
+    kind = config.objective.rows
+    template = ChatTemplate(tokenizer) if kind == "text" else make_template(tokenizer, config.data, model_type)
+    return Preparer(template, config.data, kind)
 
 
 def model_type_of(files: ModelFiles, config: RunConfig) -> str:
@@ -120,7 +114,7 @@ def _split(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.nd
 
 def make_layout(config: RunConfig, *, packable: bool, rank: int = 0, num_ranks: int = 1) -> Layout:
     """Return how rows form batches."""
-    packing = is_pretraining(config) if config.data.packing is None else config.data.packing
+    packing = config.objective.rows == "text" if config.data.packing is None else config.data.packing
     return Layout(
         rows_per_batch=config.train.per_device_train_batch_size if packable else 1,
         fill_tokens=config.data.cutoff_len if packing and packable else None,

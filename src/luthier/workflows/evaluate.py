@@ -10,6 +10,7 @@ from luthier.core.errors import ConfigError, DataError
 from luthier.core.findings import RowError
 from luthier.core.paths import write_whole
 from luthier.data.prepare import Preparer
+from luthier.data.rows import check_kind
 from luthier.data.sources import find_sources, read_rows
 from luthier.evaluation.predict import Prediction, exact_match, predict, wilson_interval
 from luthier.workflows.build import load_base_speaker, load_speaker
@@ -47,7 +48,7 @@ def evaluate(config: RunConfig, *, base: bool = False, out: Path | None = None) 
     if not names:
         raise ConfigError("eval_dataset is required: the rows to answer", code="config_missing")
     speaker = load_base_speaker(config) if base else load_speaker(config)
-    examples = read_examples(config, Preparer(speaker.template, config.data, plain_text=False))
+    examples = read_examples(config, Preparer(speaker.template, config.data, "answer"))
     predictions = predict(examples, template=speaker.template, engine=speaker.engine, how=config.generate)
     share = exact_match(predictions)
     name = f"base of {config.model.model_name_or_path}" if base else config.model.model_name_or_path
@@ -60,7 +61,9 @@ def read_examples(config: RunConfig, preparer: Preparer) -> list[Example]:
     """Return the examples of `eval_dataset`. Raises DataError naming the first bad row."""
     examples: list[Example] = []
     config_rows = replace(config.data, max_samples=config.evaluate.predict_samples)
-    for source in find_sources(config.data.eval_dataset, config_rows):
+    sources = find_sources(config.data.eval_dataset, config_rows)
+    check_kind(sources, "answer")
+    for source in sources:
         for row in read_rows(source):
             if row.finding is not None:
                 raise DataError(str(row.finding), code="data_bad_row")

@@ -1,24 +1,49 @@
-"""Alpaca rows: instruction, input, output, with optional system text and history."""
+"""Alpaca rows: instruction, input, output (or chosen and rejected), with optional system text and history."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from luthier.core.findings import RowError
-from luthier.core.registry import FORMATS
+from luthier.core.registry import FORMATS, PAIR_FORMATS
 from luthier.core.types import Example, Message
-from luthier.data.turns import text_of
+from luthier.data.turns import split_pair, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
+COLUMNS = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "history": "history",
+    "system": "system",
+}
 
 
 @FORMATS.register("alpaca")
 def alpaca(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Join instruction and input by a newline; history pairs come first."""
     name = {**COLUMNS, **columns}
+    context = _context(row, name)
+    answer = Message(role="assistant", content=text_of(row, name["response"], "response"))
+    return Example(context=tuple(context), endings=((answer,),))
+
+
+@PAIR_FORMATS.register("alpaca")
+def alpaca_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read the same prompt with two answers, each a text."""
+    name = {**COLUMNS, **columns}
+    context = _context(row, name)
+    chosen, rejected = (
+        Message(role="assistant", content=text_of(row, name[which], which)) for which in ("chosen", "rejected")
+    )
+    return split_pair([*context, chosen], [*context, rejected], field=name["rejected"])
+
+
+def _context(row: Mapping[str, object], name: Mapping[str, str]) -> list[Message]:
     messages: list[Message] = []
     system = text_of(row, name["system"], "system", required=False)
     if system:
@@ -30,8 +55,7 @@ def alpaca(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[
     prompt = text_of(row, name["prompt"], "prompt")
     query = text_of(row, name["query"], "query", required=False)
     messages.append(Message(role="user", content=f"{prompt}\n{query}" if query else prompt))
-    answer = Message(role="assistant", content=text_of(row, name["response"], "response"))
-    return Example(context=tuple(messages), endings=((answer,),))
+    return messages
 
 
 def _history(row: Mapping[str, object], column: str) -> list[object]:

@@ -1,4 +1,4 @@
-"""OpenAI rows: {"messages": [{"role": ..., "content": ...}, ...]}."""
+"""OpenAI rows: {"messages": [{"role": ..., "content": ...}, ...]}, and TRL's preference rows in the same turns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from luthier.core.findings import RowError, words
-from luthier.core.registry import FORMATS, did_you_mean
+from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import conversation, text_of
+from luthier.data.turns import Placed, conversation, preference, text_of
 
 _ROLES = get_args(Role)
 
@@ -18,16 +18,46 @@ _ROLES = get_args(Role)
 def openai(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Read messages with roles system (or developer), user, assistant and tool; tool calls are kept."""
     field = columns.get("messages", "messages")
+    return conversation(_messages(row, field, tags), field=field, tools=_tools(row, columns))
+
+
+@PAIR_FORMATS.register("openai")
+def openai_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read messages, or a prompt (messages or text), and two answers: texts, messages, or lists of messages.
+
+    Answers that begin with a system or user message are whole conversations; then no other column is read.
+    """
+
+    def context() -> list[Placed]:
+        field = columns.get("messages", "messages")
+        if field in row:
+            return _messages(row, field, tags)
+        field = columns.get("prompt", "prompt")
+        if isinstance(row.get(field), (list, tuple)):
+            return _messages(row, field, tags)
+        return [(field, Message(role="user", content=text_of(row, field, "prompt")))]
+
+    return preference(
+        row,
+        columns,
+        context=context,
+        turn=lambda value, where: _message(value, where, tags),
+        tools=_tools(row, columns),
+    )
+
+
+def _messages(row: Mapping[str, object], field: str, tags: Mapping[str, str]) -> list[Placed]:
     turns = row.get(field)
     if not isinstance(turns, (list, tuple)) or not turns:
         if field not in row:
             text_of(row, field, "messages")
         raise RowError("wrong_type", field, "a list of messages", turns)
-    messages = [_message(turn, f"{field}[{number}]", tags) for number, turn in enumerate(turns)]
+    return [(f"{field}[{i}]", _message(turn, f"{field}[{i}]", tags)) for i, turn in enumerate(turns)]
+
+
+def _tools(row: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
     tools: Any = row.get(columns.get("tools", "tools"))
-    return conversation(
-        messages, field=field, tools=tools if isinstance(tools, str) or not tools else json.dumps(tools)
-    )
+    return tools if isinstance(tools, str) or not tools else json.dumps(tools)
 
 
 def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:

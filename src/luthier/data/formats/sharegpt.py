@@ -1,4 +1,4 @@
-"""ShareGPT rows: a list of {"from": ..., "value": ...} turns."""
+"""ShareGPT rows: a list of {"from": ..., "value": ...} turns, perhaps followed by chosen and rejected ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 
 from luthier.core.findings import RowError, words
-from luthier.core.registry import FORMATS, did_you_mean
+from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import conversation, text_of
+from luthier.data.turns import Placed, conversation, preference, text_of
 
 TAGS = {
     "role_tag": "from",
@@ -31,19 +31,39 @@ _ROLES: dict[str, Role] = {
 @FORMATS.register("sharegpt")
 def sharegpt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Read turns by the names in `tags`; a leading system turn wins over the system column."""
-    tag = {**TAGS, **tags}
     field = columns.get("messages", "conversations")
+    turns = _turns(row, field, {**TAGS, **tags})
+    system = _optional(row, columns, "system")
+    if system and turns[0][1].role != "system":
+        turns.insert(0, ("system", Message(role="system", content=system)))
+    return conversation(turns, field=field, tools=_optional(row, columns, "tools") or None)
+
+
+@PAIR_FORMATS.register("sharegpt")
+def sharegpt_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read turns that end with the question, and two answers, each a turn."""
+    tag = {**TAGS, **tags}
+    return preference(
+        row,
+        columns,
+        context=lambda: _turns(row, columns.get("messages", "conversations"), tag),
+        turn=lambda value, where: _turn(value, where, tag),
+        system=_optional(row, columns, "system"),
+        tools=_optional(row, columns, "tools") or None,
+    )
+
+
+def _optional(row: Mapping[str, object], columns: Mapping[str, str], role: str) -> str:
+    return text_of(row, columns.get(role, role), role, required=False)
+
+
+def _turns(row: Mapping[str, object], field: str, tag: Mapping[str, str]) -> list[Placed]:
     turns = row.get(field)
     if not isinstance(turns, (list, tuple)) or not turns:
         if field not in row:
             text_of(row, field, "messages")
         raise RowError("wrong_type", field, "a list of turns", turns)
-    messages = [_turn(turn, f"{field}[{number}]", tag) for number, turn in enumerate(turns)]
-    system = text_of(row, columns.get("system", "system"), "system", required=False)
-    if system and messages[0].role != "system":
-        messages.insert(0, Message(role="system", content=system))
-    tools = text_of(row, columns.get("tools", "tools"), "tools", required=False)
-    return conversation(messages, field=field, tools=tools or None)
+    return [(f"{field}[{i}]", _turn(turn, f"{field}[{i}]", tag)) for i, turn in enumerate(turns)]
 
 
 def _turn(turn: object, where: str, tag: Mapping[str, str]) -> Message:
