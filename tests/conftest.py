@@ -1,4 +1,4 @@
-"""Tiny random models, a byte tokenizer, one thread, no network."""
+"""Tiny random models, a byte tokenizer, one thread, no network, no GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
+# Triton kernels run on the processor; TRITON_INTERPRET=0 runs them on the GPU that is there.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

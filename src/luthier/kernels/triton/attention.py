@@ -6,6 +6,9 @@ descendants, so that no two programs add to the same place.
 Shapes: T tokens, H query heads, K key heads, D head size.
 """
 
+# Launches give plain numbers where a kernel declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -17,12 +20,25 @@ import triton.language as tl
 from torch import Tensor
 
 from luthier.kernels.gpu import power_of_two
-from luthier.kernels.triton.dot import dot
+from luthier.kernels.triton.dot import INTERPRETED, dot
 
 if TYPE_CHECKING:
     from luthier.core.batch import Spans
 
-TILE = 32
+_Tile = tuple[int, int, int, int]
+"""Own rows (queries, or keys of the last kernel), rows of the other side, warps, stages."""
+_TILES: dict[tuple[int, int], dict[str, _Tile]] = {
+    (2, 64): {"forward": (64, 64, 4, 2), "q": (64, 32, 4, 2), "kv": (64, 32, 8, 2)},
+    (2, 128): {"forward": (64, 64, 4, 2), "q": (64, 32, 8, 2), "kv": (64, 32, 8, 2)},
+    (2, 256): {"forward": (64, 32, 8, 2), "q": (32, 32, 8, 2), "kv": (32, 32, 8, 2)},
+    (2, 512): {"forward": (16, 16, 8, 1), "q": (16, 16, 8, 1), "kv": (16, 16, 8, 1)},
+    (4, 64): {"forward": (32, 32, 4, 2), "q": (32, 32, 4, 2), "kv": (32, 16, 4, 2)},
+    (4, 128): {"forward": (32, 32, 8, 2), "q": (32, 32, 8, 2), "kv": (16, 16, 8, 1)},
+    (4, 256): {"forward": (32, 16, 8, 2), "q": (32, 16, 8, 2), "kv": (16, 16, 8, 1)},
+}
+"""Bytes of a number, head size at most -> tiles: the largest whose registers hardly spill, as the compiler reports."""
+_INTERPRETED_TILE = 128, 128, 4, 1
+"""The interpreter pays for each operation, whatever its size."""
 
 
 @triton.jit
@@ -130,7 +146,8 @@ def attention_backward_kv(
     values = tl.load(v + kv * v_h + column[:, None] * v_t + d[None, :], mask=both, other=0.0)
     k_sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     v_sums = tl.zeros([COLUMNS, SIZE], tl.float32)
-    for head in range(kv * group, kv * group + group):
+    for member in range(0, group):
+        head = kv * group + member
         for r in range(first_range, first_range + num_ranges):
             low, high, low_position = tl.load(ranges + r * 3), tl.load(ranges + r * 3 + 1), tl.load(ranges + r * 3 + 2)
             for first in range(low, high, ROWS):
@@ -155,11 +172,11 @@ def attention_backward_kv(
 
 
 @lru_cache(maxsize=64)
-def _plan(spans: Spans, device: torch.device, *, downwards: bool) -> tuple[Tensor, Tensor]:
+def _plan(spans: Spans, device: torch.device, step: int, *, downwards: bool) -> tuple[Tensor, Tensor]:
     """Return tiles [n, 5] (start, end, position, first range, ranges) and ranges [m, 3] (start, end, position).
 
-    Upwards the ranges of a tile are its ancestors and its own span up to its end; downwards its own span from its
-    start on, and its descendants.
+    A tile is `step` rows. Upwards the ranges of a tile are its ancestors and its own span up to its end; downwards
+    its own span from its start on, and its descendants.
     """
     count = len(spans.start)
     sizes = [end - start for start, end in zip(spans.start, spans.end, strict=True)]
@@ -173,8 +190,8 @@ def _plan(spans: Spans, device: torch.device, *, downwards: bool) -> tuple[Tenso
     tiles: list[tuple[int, ...]] = []
     ranges: list[tuple[int, int, int]] = []
     for i, (start, end, first) in enumerate(whole):
-        for low in range(start, end, TILE):
-            high, here = min(low + TILE, end), first + low - start
+        for low in range(start, end, step):
+            high, here = min(low + step, end), first + low - start
             own = (low, end, here) if downwards else (start, high, first)
             seen = [own, *(whole[b] for b in below[i])] if downwards else [*(whole[a] for a in above[i]), own]
             tiles.append((low, high, here, len(ranges), len(seen)))
@@ -195,10 +212,11 @@ class ForestAttention(torch.autograd.Function):
         out_THD = torch.empty(tokens, heads, size, dtype=q_HTD.dtype, device=q_HTD.device)
         lse_HT = torch.empty(heads, tokens, dtype=torch.float32, device=q_HTD.device)
         facts = _facts(q_HTD, k_KTD, v_KTD, scale, window, softcap)
-        tiles, ranges = _plan(spans, q_HTD.device, downwards=False)
+        blocks = _blocks("forward", size, q_HTD.itemsize)
+        tiles, ranges = _plan(spans, q_HTD.device, blocks["ROWS"], downwards=False)
         if len(tiles):
             attention_forward[(len(tiles), heads)](
-                q_HTD, k_KTD, v_KTD, out_THD, lse_HT, tiles, ranges, *facts, **_blocks(size)
+                q_HTD, k_KTD, v_KTD, out_THD, lse_HT, tiles, ranges, *facts, **blocks
             )
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
         ctx.options = spans, facts
@@ -212,11 +230,12 @@ class ForestAttention(torch.autograd.Function):
         delta_HT = (grad_THD.float() * out_THD.float()).sum(-1).t().contiguous()
         d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_HTD, k_KTD, v_KTD))
         inputs = q_HTD, k_KTD, v_KTD, grad_THD, lse_HT, delta_HT
-        blocks = _blocks(q_HTD.shape[2])
-        upwards, downwards = (_plan(spans, q_HTD.device, downwards=way) for way in (False, True))
+        by_query, by_key = (_blocks(kind, q_HTD.shape[2], q_HTD.itemsize) for kind in ("q", "kv"))
+        upwards = _plan(spans, q_HTD.device, by_query["ROWS"], downwards=False)
+        downwards = _plan(spans, q_HTD.device, by_key["COLUMNS"], downwards=True)
         if len(upwards[0]):
-            attention_backward_q[(len(upwards[0]), len(q_HTD))](*inputs, d_q, *upwards, *facts, **blocks)
-            attention_backward_kv[(len(downwards[0]), len(k_KTD))](*inputs, d_k, d_v, *downwards, *facts, **blocks)
+            attention_backward_q[(len(upwards[0]), len(q_HTD))](*inputs, d_q, *upwards, *facts, **by_query)
+            attention_backward_kv[(len(downwards[0]), len(k_KTD))](*inputs, d_k, d_v, *downwards, *facts, **by_key)
         return d_q, d_k, d_v, None, None, None, None
 
 
@@ -228,8 +247,13 @@ def _facts(
     return tokens, heads, size, *steps, heads // len(k_KTD), scale, softcap or 0.0, window or 0
 
 
-def _blocks(size: int) -> dict[str, int]:
-    return {"ROWS": TILE, "COLUMNS": TILE, "SIZE": power_of_two(size, 16)}
+def _blocks(kind: str, size: int, itemsize: int) -> dict[str, int]:
+    """Return how a kernel (forward, q, kv) is launched for heads of `size` numbers of `itemsize` bytes."""
+    padded = power_of_two(size, 16)
+    tile = _INTERPRETED_TILE if INTERPRETED.value else _TILES[itemsize, max(64, padded)][kind]
+    own, other, warps, stages = tile
+    rows, columns = (other, own) if kind == "kv" else (own, other)
+    return {"ROWS": rows, "COLUMNS": columns, "SIZE": padded, "num_warps": warps, "num_stages": stages}
 
 
 def forest_attention(
@@ -241,20 +265,35 @@ def forest_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """See kernels/attention.py."""
+    """See kernels/attention.py. Heads too large for the tiles go to plain torch."""
+    if (q_HTD.itemsize, power_of_two(q_HTD.shape[2], 64)) not in _TILES:
+        from luthier.kernels.attention import forest_attention as plain
+
+        return plain(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
     return ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)  # pyright: ignore[reportReturnType]
 
 
-_HEADS = dict.fromkeys(("q", "k", "v"), "*bf16")
 _PLAN = dict.fromkeys(("tiles", "ranges"), "*i32")
 _NUMBERS = {
     **dict.fromkeys(("tokens", "heads", "size", "q_h", "q_t", "k_h", "k_t", "v_h", "v_t", "group"), "i32"),
     "scale": "fp32", "softcap": "fp32", "window": "i32",
 }  # fmt: skip
-_BACK = {**_HEADS, "grad": "*bf16", "lse": "*fp32", "delta": "*fp32"}
-_BLOCKS = _blocks(64)
+
+
+def _signatures(dtype: str, itemsize: int, size: int) -> list[tuple[object, dict[str, str], dict[str, int]]]:
+    heads = dict.fromkeys(("q", "k", "v"), dtype)
+    back = {**heads, "grad": dtype, "lse": "*fp32", "delta": "*fp32"}
+    kinds = [
+        (attention_forward, {**heads, "out": dtype, "lse": "*fp32"}, "forward"),
+        (attention_backward_q, {**back, "d_q": dtype}, "q"),
+        (attention_backward_kv, {**back, "d_k": dtype, "d_v": dtype}, "kv"),
+    ]
+    return [(kernel, {**own, **_PLAN, **_NUMBERS}, _blocks(kind, size, itemsize)) for kernel, own, kind in kinds]
+
+
+# Heads of other sizes share the tiles of the next power of two.
 SIGNATURES = [
-    (attention_forward, {**_HEADS, "out": "*bf16", "lse": "*fp32", **_PLAN, **_NUMBERS}, _BLOCKS),
-    (attention_backward_q, {**_BACK, "d_q": "*bf16", **_PLAN, **_NUMBERS}, _BLOCKS),
-    (attention_backward_kv, {**_BACK, "d_k": "*bf16", "d_v": "*bf16", **_PLAN, **_NUMBERS}, _BLOCKS),
+    signature
+    for itemsize, size in _TILES
+    for signature in _signatures({2: "*bf16", 4: "*fp32"}[itemsize], itemsize, size)
 ]

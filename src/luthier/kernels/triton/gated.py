@@ -1,5 +1,8 @@
 """SwiGLU and GeGLU gates on a GPU."""
 
+# Launches give plain numbers where a kernel declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -72,10 +75,17 @@ def gated(gate_TF: Tensor, up_TF: Tensor, activation: str = "silu") -> Tensor:
     return Gated.apply(gate_TF, up_TF, activation == "silu")  # pyright: ignore[reportReturnType]
 
 
-_ARRAYS = {"gate": "*bf16", "up": "*bf16"}
-_OPTIONS = {"IS_SILU": True, "BLOCK": BLOCK_SIZE}
+def _signatures(dtype: str, options: dict[str, object]) -> list[tuple[object, dict[str, str], dict[str, object]]]:
+    forward, backward = ("gate", "up", "y"), ("grad", "gate", "up", "d_gate", "d_up")
+    return [
+        (kernel, {**dict.fromkeys(names, dtype), "count": "i32"}, options)
+        for kernel, names in ((gated_forward, forward), (gated_backward, backward))
+    ]
+
+
 SIGNATURES = [
-    (gated_forward, {**_ARRAYS, "y": "*bf16", "count": "i32"}, _OPTIONS),
-    (gated_forward, {**_ARRAYS, "y": "*bf16", "count": "i32"}, _OPTIONS | {"IS_SILU": False}),
-    (gated_backward, {"grad": "*bf16", **_ARRAYS, "d_gate": "*bf16", "d_up": "*bf16", "count": "i32"}, _OPTIONS),
+    signature
+    for dtype in ("*bf16", "*fp32")
+    for is_silu in (True, False)
+    for signature in _signatures(dtype, {"IS_SILU": is_silu, "BLOCK": BLOCK_SIZE})
 ]

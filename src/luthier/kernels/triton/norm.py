@@ -1,5 +1,8 @@
 """RMSNorm and LayerNorm on a GPU: a program a row forward, some rows a program back."""
 
+# Launches give plain numbers where a kernel declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -44,8 +47,10 @@ def norm_backward(
     gain = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32) + offset
     weight_sum = tl.zeros([BLOCK], tl.float32)
     bias_sum = tl.zeros([BLOCK], tl.float32)
-    for row in range(program * ROWS, tl.minimum(program * ROWS + ROWS, rows)):
-        start = row.to(tl.int64) * size
+    first = program.to(tl.int64) * ROWS
+    for k in range(0, tl.minimum(ROWS, rows - program * ROWS)):
+        row = first + k
+        start = row * size
         value = tl.load(x + start + i, mask=inside, other=0.0).to(tl.float32)
         d = tl.load(grad + start + i, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(rstd + row)
@@ -113,11 +118,15 @@ def layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -
     return Norm.apply(x, weight_D, bias_D, eps, 0.0, True)  # pyright: ignore[reportReturnType]
 
 
-_BF16, _F32 = "*bf16", "*fp32"
+_STATISTICS = {"mean": "*fp32", "rstd": "*fp32"}
 SIGNATURES = [
-    (norm_forward, {"x": _BF16, "weight": _BF16, "bias": _BF16, "y": _BF16, "mean": _F32, "rstd": _F32, "size": "i32",
-                    "eps": "fp32", "offset": "fp32"}, {"CENTERED": True, "BIASED": True, "BLOCK": 1024}),
-    (norm_backward, {"grad": _BF16, "x": _BF16, "weight": _BF16, "mean": _F32, "rstd": _F32, "d_x": _BF16,
-                     "d_weight": _F32, "d_bias": _F32, "rows": "i32", "size": "i32", "offset": "fp32"},
-     {"CENTERED": True, "SUMS": True, "ROWS": ROWS_PER_PROGRAM, "BLOCK": 1024}),
+    signature
+    for dtype in ("*bf16", "*fp32")
+    for signature in (
+        (norm_forward, {**dict.fromkeys(("x", "weight", "bias", "y"), dtype), **_STATISTICS, "size": "i32",
+                        "eps": "fp32", "offset": "fp32"}, {"CENTERED": True, "BIASED": True, "BLOCK": 4096}),
+        (norm_backward, {**dict.fromkeys(("grad", "x", "weight", "d_x"), dtype), **_STATISTICS, "d_weight": "*fp32",
+                         "d_bias": "*fp32", "rows": "i32", "size": "i32", "offset": "fp32"},
+         {"CENTERED": True, "SUMS": True, "ROWS": ROWS_PER_PROGRAM, "BLOCK": 4096}),
+    )
 ]  # fmt: skip

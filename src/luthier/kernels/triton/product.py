@@ -3,6 +3,9 @@
 Shapes: M rows, K inputs, N outputs, R rank, G groups.
 """
 
+# Launches give plain numbers where a kernel declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -121,9 +124,13 @@ def int8_matmul(x_MK: Tensor, x_scale_MG: Tensor, w_NK: Tensor, w_scale_NG: Tens
 
 
 _SIZES = dict.fromkeys(("rows", "columns", "depth", "w_k", "w_n", "b_r", "b_n"), "i32")
+_GROUPS = {"x": "*i8", "x_scale": "*fp32", "w": "*i8", "w_scale": "*fp32"}
+# Triton makes a step of one a constant: first the weight of a forward pass, then that of a backward pass.
 SIGNATURES = [
-    (low_rank_product, {**dict.fromkeys(("x", "w", "bias", "low", "b", "y"), "*bf16"), **_SIZES, "scale": "fp32"},
-     {"BIASED": True, "RANK": 16, "R": 16, **TILES}),
-    (int8_product, {"x": "*i8", "x_scale": "*fp32", "w": "*i8", "w_scale": "*fp32", "y": "*bf16", "rows": "i32",
-                    "columns": "i32", "groups": "i32"}, {"GROUP": 64, "ROWS": 32, "COLUMNS": 64}),
+    *((low_rank_product, {**dict.fromkeys(("x", "w", "bias", "low", "b", "y"), dtype), **_SIZES, "scale": "fp32"},
+       {"BIASED": True, "RANK": 16, "R": 16, **TILES, **ones})
+      for dtype in ("*bf16", "*fp32") for ones in ({"w_k": 1, "b_r": 1}, {"w_n": 1, "b_n": 1})),
+    *((int8_product, {**_GROUPS, "y": dtype, "rows": "i32", "columns": "i32", "groups": "i32"},
+       {"GROUP": 64, "ROWS": 32, "COLUMNS": 64})
+      for dtype in ("*bf16", "*fp32")),
 ]  # fmt: skip

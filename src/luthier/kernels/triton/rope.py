@@ -1,5 +1,8 @@
 """Rotary embedding on a GPU: a program for each head of each token."""
 
+# Launches give plain numbers where a kernel declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -72,7 +75,8 @@ def rope(x_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return Rope.apply(x_HTD, cos_TR, sin_TR)  # pyright: ignore[reportReturnType]
 
 
+_SIZES = dict.fromkeys(("tokens", "size", "turned", "head_step", "token_step", "direction"), "i32")
 SIGNATURES = [
-    (rotate, {"x": "*bf16", "cos": "*fp32", "sin": "*fp32", "y": "*bf16", "tokens": "i32", "size": "i32",
-              "turned": "i32", "head_step": "i32", "token_step": "i32", "direction": "i32"}, {"HALF": 32, "REST": 1}),
-]  # fmt: skip
+    (rotate, {"x": dtype, "cos": "*fp32", "sin": "*fp32", "y": dtype, **_SIZES}, {"HALF": 32, "REST": 1})
+    for dtype in ("*bf16", "*fp32")
+]
