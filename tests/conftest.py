@@ -53,6 +53,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file of preference rows; the polite answer is chosen."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    words = ["tea", "你好", "🙂 ok", "stone", "a longer question about the weather", "x"]
+    lines = [
+        {"instruction": f"say {words[i % 6]} {i}", "chosen": f"please {words[(i * 5) % 6]}", "rejected": f"{i * 7} no"}
+        for i in range(22)
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def jobs():
     """Runs the command line in processes that are forked from one that has everything imported."""
     return Jobs()

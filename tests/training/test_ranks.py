@@ -12,9 +12,13 @@ from luthier.runs.store import read_events
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny: Path, rows: Path, tmp_path: Path, jobs: Jobs) -> None:
+@pytest.mark.parametrize(
+    "stage", ["sft", "dpo", "dpo\nprecompute_reference: false"], ids=["sft", "dpo", "dpo-on-the-fly"]
+)
+def test_two_processes_equal_one(tiny: Path, rows: Path, pairs: Path, tmp_path: Path, jobs: Jobs, stage: str) -> None:
+    rows = rows if stage == "sft" else pairs
     (tmp_path / "f.yaml").write_text(
-        f"model_name_or_path: {tiny}\ndataset: {rows}\nlora_rank: 4\ndtype: float32\ndevice: cpu\nthreads: 1\n"
+        f"model_name_or_path: {tiny}\nstage: {stage}\ndataset: {rows}\nlora_rank: 4\ndtype: float32\ndevice: cpu\nthreads: 1\n"
         "num_train_epochs: 2\nper_device_train_batch_size: 3\nlearning_rate: 1e-3\nval_size: 5\neval_steps: 2\nplot_loss: false\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "luthier"]
@@ -26,7 +30,13 @@ def test_two_processes_equal_one(tiny: Path, rows: Path, tmp_path: Path, jobs: J
     assert done.stdout.strip() == "two"
     alone = jobs.run("train", "f.yaml", "output_dir=one", "gradient_accumulation_steps=2", cwd=tmp_path)
     assert alone.code == 0, alone.err
-    for kind, key in (("train", "loss"), ("train", "grad_norm"), ("train", "tokens"), ("eval", "eval_loss")):
+    for kind, key in (
+        ("train", "loss"),
+        ("train", "grad_norm"),
+        ("train", "tokens"),
+        ("eval", "eval_loss"),
+        *([("train", "rewards/margins"), ("eval", "eval_rewards/accuracies")] if stage != "sft" else []),
+    ):
         one, two = ([event[key] for event in read_events(tmp_path / run, kind)] for run in ("one", "two"))
         assert len(one) >= 3
-        assert two == pytest.approx(one, rel=1e-5)
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)

@@ -42,8 +42,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     {"packing": True, "val_size": 4, "eval_steps": 2},
     {"streaming": True, "max_steps": 6, "buffer_size": 5},
     {"optim": "adafactor", "lr_scheduler_type": "constant_with_warmup"},
+    {"stage": "dpo"},
+    {"stage": "dpo", "precompute_reference": False},
+    {"stage": "dpo", "finetuning_type": "full", "num_train_epochs": 1.5, "precompute_reference": False},
+    {"stage": "dpo", "streaming": True, "max_steps": 6, "buffer_size": 5},
 ], ids=lambda more: "-".join(more) or "lora")  # fmt: skip
-def test_stop_and_resume_is_bit_identical(tiny, rows, tmp_path, monkeypatch, more) -> None:
+def test_stop_and_resume_is_bit_identical(tiny, rows, pairs, tmp_path, monkeypatch, more) -> None:
+    rows = pairs if more.get("stage") == "dpo" else rows
     if "finetuning_type" in more:
         more = {**more, "lora_rank": None, "lora_dropout": None}
     train(settings(tiny, rows, tmp_path / "whole", **more), quiet=True)

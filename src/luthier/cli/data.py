@@ -61,13 +61,17 @@ def preview(
     units, report = prepare(config.data.dataset, preparer)
     tokenizer = preparer.template.tokenizer
     for unit in islice(units, rows):
-        segments = [_segment(segment, tokenizer) for segment in unit]
+        names = ("chosen", "rejected") if preparer.kind == "pair" else ("",) * len(unit)
+        segments = [{"name": n, **_segment(s, tokenizer)} for n, s in zip(names, unit, strict=True)]
         if json:
             show.as_json(row=unit[0].origin, segments=segments)
         else:
             for segment in segments:
                 learned = sum(w > 0 for w in segment["weights"])
-                print(f"--- {unit[0].origin}: {len(segment['ids'])} tokens, {learned} learned")
+                print(
+                    f"--- {unit[0].origin} {segment['name']}".rstrip()
+                    + f": {len(segment['ids'])} tokens, {learned} learned"
+                )
                 print(show.tokens(segment["tokens"], segment["weights"]))
     for finding in report.errors()[:rows]:
         print(f"error: {finding}", file=sys.stderr)

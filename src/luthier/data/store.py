@@ -25,12 +25,14 @@ class UnitStore(Sequence[Unit]):
     """A read-only list of units, in memory or mapped from a file."""
 
     def __init__(self, arrays: dict[str, np.ndarray], origins: Sequence[str]) -> None:
-        self._tokens, self._weight = arrays["tokens"], arrays["weight"]
+        self._tokens, self.weight = arrays["tokens"], arrays["weight"]
         self._segment_start, self._unit_start = arrays["segment_start"], arrays["unit_start"]
         self.unit_hash, self.context_hash = arrays["unit_hash"], arrays["context_hash"]
         self.source_index = arrays["source_index"]
         self.arrays = arrays
         self.origins: Sequence[str] = origins
+        self.streams: dict[str, np.ndarray] = {}
+        """Numbers of each token beside the weights, [T] each; not saved."""
 
     def __len__(self) -> int:
         return len(self._unit_start) - 1
@@ -39,9 +41,17 @@ class UnitStore(Sequence[Unit]):
         unit: Unit = []
         for segment in range(int(self._unit_start[index]), int(self._unit_start[index + 1])):
             span = slice(int(self._segment_start[segment]), int(self._segment_start[segment + 1]))
-            tokens, weight = self._tokens[span].tolist(), self._weight[span].tolist()
-            unit.append(Segment(tokens=tokens, weight=weight, origin=str(self.origins[index])))
+            tokens, weight = self._tokens[span].tolist(), self.weight[span].tolist()
+            streams = {name: x_T[span].tolist() for name, x_T in self.streams.items()}
+            unit.append(Segment(tokens=tokens, weight=weight, streams=streams, origin=str(self.origins[index])))
         return unit
+
+    def predicted(self, index: int) -> np.ndarray:
+        """Return where in T the predicted tokens of unit `index` are, in the order of a packed batch."""
+        starts = self._segment_start[self._unit_start[index] : self._unit_start[index + 1] + 1]
+        wanted = self.weight[starts[0] : starts[-1]] != 0
+        wanted[starts[:-1] - starts[0]] = False  # the first token of a segment is predicted by nothing
+        return np.flatnonzero(wanted) + starts[0]
 
     def lengths(self) -> np.ndarray:
         """Return the tokens of each unit, prefixes counted once for each segment, [U]."""
@@ -49,7 +59,7 @@ class UnitStore(Sequence[Unit]):
 
     def learned(self) -> np.ndarray:
         """Return the learned tokens of each unit, [U]."""
-        total = np.concatenate([[0], np.cumsum(np.asarray(self._weight) > 0)])
+        total = np.concatenate([[0], np.cumsum(np.asarray(self.weight) > 0)])
         return np.diff(total[self._segment_start[self._unit_start]])
 
     def save(self, path: Path, report: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
 from luthier.training.optim import learning_parameters, make_optimizer, make_schedule
+from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from luthier.core.protocols import Objective
     from luthier.data.loader import Loader, MapLoader, Window
     from luthier.models.policy import Policy
+    from luthier.models.reference import Reference
     from luthier.training.stop import StopFlag
 
 ROWS_NAMED = 16
@@ -49,11 +51,12 @@ class Trainer:
         save_model: Callable[[Path], None],
         stop: StopFlag,
         identity: dict[str, Any],
+        reference: Reference | None = None,
         quiet: bool = False,
     ) -> None:
         self.objective, self.config, self.accelerator = objective, config, accelerator
         self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
-        self.save_model = save_model
+        self.save_model, self.reference = save_model, reference
         self.parameters = learning_parameters(policy)
         self.total_steps = self._total_steps()
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
@@ -93,7 +96,7 @@ class Trainer:
 
     def _step(self, window: Window) -> None:
         began = time.perf_counter()
-        values = self.train_step([batch.to(self.accelerator.device) for batch in window.batches], window)
+        values = self.train_step([self.annotate(batch) for batch in window.batches], window)
         seconds = time.perf_counter() - began
         state = self.state
         state.step, state.cursor, state.epoch = state.step + 1, window.next, window.epoch
@@ -104,6 +107,14 @@ class Trainer:
         self._log(values, tokens, seconds)
 
     # ---- the arithmetic
+
+    def annotate(self, batch: PackedBatch) -> PackedBatch:
+        """Move a batch to the device and add what the objective needs and the rows do not bring."""
+        here = batch.to(self.accelerator.device)
+        if "reference" in self.objective.needs and STREAM not in here.streams:
+            assert self.reference is not None, "the objective needs a reference"
+            here = here.with_stream(STREAM, self.reference.logp(here))
+        return here
 
     def train_step(self, batches: Sequence[PackedBatch], window: Window) -> dict[str, float]:
         """One optimizer update from every batch; the result does not depend on how they are split.
@@ -148,17 +159,17 @@ class Trainer:
     # ---- evaluation
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Return the loss on the evaluation rows, one mean over all of them."""
+    def evaluate(self) -> dict[str, float]:
+        """Return loss and metrics on the evaluation rows, each one mean over all of them."""
         assert self.eval_loader is not None
         means = Means()
         self.policy.eval()
         for batch in self._until_stopped(self.eval_loader.batches()):
-            here = batch.to(self.accelerator.device)
+            here = self.annotate(batch)
             loss = self.objective(self.policy(here), here)
-            means.add({"loss": (loss.total, self.objective.count(here))})
+            means.add({"loss": (loss.total, self.objective.count(here)), **loss.metrics})
         self.policy.train()
-        return means.take(self._sum)["loss"]
+        return means.take(self._sum)
 
     def _until_stopped(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
         for batch in batches:
@@ -167,11 +178,11 @@ class Trainer:
             yield batch
 
     def _evaluate(self) -> None:
-        eval_loss = self.evaluate()
-        state = self.state
+        values = {f"eval_{name}": value for name, value in self.evaluate().items()}
+        eval_loss, state = values["eval_loss"], self.state
         state.last_eval_loss = eval_loss
-        self.run.event("eval", step=state.step, epoch=round(state.epoch, 4), eval_loss=eval_loss)
-        self.accelerator.log({"eval_loss": eval_loss}, step=state.step)
+        self.run.event("eval", step=state.step, epoch=round(state.epoch, 4), **values)
+        self.accelerator.log(values, step=state.step)
         logger.info("step %d  eval_loss %.4f", state.step, eval_loss)
         if eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.evaluations_without_gain = eval_loss, state.step, 0

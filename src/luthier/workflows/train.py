@@ -28,12 +28,14 @@ from luthier.models.load import (
     resolve_adapter,
 )
 from luthier.models.policy import Policy
+from luthier.models.reference import Reference
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
 from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data
+from luthier.workflows.reference import make_reference, score_beforehand
 from luthier.workflows.run_directory import Holding, choose_run, publish
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             config, packable=config.tuning.packable, rank=accelerator.process_index, num_ranks=accelerator.num_processes
         )
         loader, eval_loader = make_loaders(config, data, parts.preparer, layout)
+        reference = score_beforehand(config, data, loader, parts.reference, accelerator=accelerator, stop=stop)
         trainer = Trainer(
             parts.policy,
             config.objective,
@@ -109,6 +112,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             save_model=parts.save_model,
             stop=stop,
             identity=_identity(config, data),
+            reference=reference,
             quiet=quiet,
         )
         _log_plan(config, data, trainer)
@@ -138,6 +142,7 @@ class _Parts:
     policy: Policy
     preparer: Any
     save_model: Callable[[Path], None]
+    reference: Reference | None
 
 
 def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
@@ -151,7 +156,8 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     tokenizer = load_tokenizer(files, config.model)
     model = load_model(files, config.model, placement)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
-    model = _tuned(model, config, files, resume)
+    continued = _continued_adapter(config, files)
+    model = _tuned(model, config, continued, resume)
     put_kernels(model, config.model)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -160,19 +166,28 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
 
     def save_model(folder: Path) -> None:
-        options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+        # A second adapter may serve as the reference: only the one that learns is the result.
+        only = {"save_embedding_layers": False, "selected_adapters": ["default"]}
+        options = only if hasattr(model, "peft_config") else {}
         for adapter in getattr(model, "peft_config", {}).values():
             adapter.base_model_name_or_path = files.public_base
         model.save_pretrained(folder, **options)
         tokenizer.save_pretrained(folder)
 
-    return _Parts(Policy(model, autocast=placement.autocast), preparer, save_model)
+    policy = Policy(model, autocast=placement.autocast)
+    reference = make_reference(config, policy, tokenizer, placement, continued)
+    return _Parts(policy, preparer, save_model, reference)
 
 
-def _tuned(model: Any, config: RunConfig, files: ModelFiles, resume: Checkpoint | None) -> Any:
+def _continued_adapter(config: RunConfig, files: ModelFiles) -> Path | None:
+    """Return the adapter that the settings name to go on from, whether or not the run itself is resumed."""
+    name = config.model.adapter_name_or_path
+    return resolve_adapter(name) if name else files.adapter
+
+
+def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None) -> Any:
     if resume is not None and (resume.path / "adapter_config.json").is_file():
         return load_adapter(model, resume.path, trainable=True)
-    adapter = resolve_adapter(config.model.adapter_name_or_path) if config.model.adapter_name_or_path else files.adapter
     if adapter is None:
         return config.tuning.apply(model)
     if not hasattr(config.tuning, "rank"):
@@ -224,7 +239,7 @@ def _log_plan(config: RunConfig, data: Data, trainer: Trainer) -> None:
 def _finish(
     config: RunConfig, run: RunStore, trainer: Trainer, state: TrainState, save_model: Callable[[Path], None]
 ) -> TrainResult:
-    eval_loss = trainer.evaluate() if trainer.eval_loader is not None else None
+    eval_loss = trainer.evaluate()["loss"] if trainer.eval_loader is not None else None
     source = (
         best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
     )

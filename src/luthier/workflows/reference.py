@@ -1,0 +1,113 @@
+"""Which model an objective compares with, and whether it scores the rows beforehand or while training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.load import dump
+from luthier.core.errors import ModelError
+from luthier.core.log import logger
+from luthier.core.paths import cache_folder
+from luthier.models.load import ModelFiles, load_adapter, load_model, load_tokenizer, put_kernels, resolve
+from luthier.models.policy import Policy
+from luthier.models.reference import Reference, with_first_adapter, without_adapter
+from luthier.training.reference import attach_reference
+from luthier.training.state import versions
+
+if TYPE_CHECKING:
+    from luthier.config.schema import RunConfig
+    from luthier.data.loader import Loader
+    from luthier.data.store import UnitStore
+    from luthier.models.device import Placement
+    from luthier.training.stop import StopFlag
+    from luthier.workflows.build import Data
+
+NOT_OF_THE_REFERENCE = ("engine", "decode_dtype", "threads")
+_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+
+
+def make_reference(
+    config: RunConfig, policy: Policy, tokenizer: Any, placement: Placement, continued: Path | None
+) -> Reference | None:
+    """Return the reference that the objective needs: the model as it was when this run began, or `ref_model`.
+
+    `continued` is the adapter that the run began with. Raises ModelError when `ref_model` has another tokenizer.
+    """
+    if "reference" not in config.objective.needs:
+        return None
+    name = config.model.ref_model or config.model.model_name_or_path
+    files = resolve(name)
+    base = _folder(files.base, config)
+    if config.model.ref_model is not None:
+        theirs = load_tokenizer(files, config.model)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise ModelError(
+                f"ref_model {name} has another tokenizer ({len(theirs)} tokens) than the model ({len(tokenizer)}); "
+                "their log-probabilities cannot be compared",
+                code="model_reference",
+            )
+        logger.info("reference: %s", name)
+    elif hasattr(policy.model, "peft_config"):
+        logger.info("reference: %s", f"adapter {continued} as it is now" if continued else "the model without adapter")
+        return with_first_adapter(policy, base, continued) if continued else without_adapter(policy, base)
+    else:
+        logger.info("reference: a second copy of the model")
+    both = (base,) if files.adapter is None else (base, files.adapter)
+    return Reference(lambda: _load(files, config, placement), files=both)
+
+
+def _load(files: ModelFiles, config: RunConfig, placement: Placement) -> Policy:
+    model = load_model(files, config.model, placement)
+    if files.adapter is not None:
+        model = load_adapter(model, files.adapter, trainable=False)
+    put_kernels(model, config.model)
+    return Policy(model, autocast=placement.autocast).eval()
+
+
+def _folder(base: str, config: RunConfig) -> Path:
+    """Return the folder of a model that may lie in the hub's cache."""
+    if Path(base).is_dir():
+        return Path(base)
+    from transformers.utils.hub import cached_file
+
+    return Path(str(cached_file(base, "config.json", revision=config.model.model_revision))).parent
+
+
+def score_beforehand(
+    config: RunConfig, data: Data, loader: Loader, reference: Reference | None, *, accelerator: Any, stop: StopFlag
+) -> Reference | None:
+    """Score all rows now where that is asked for or pays; return the reference if it is still needed afterwards."""
+    if reference is None or data.train is None or not _pays(config, loader):
+        return reference
+    rows = config.train.per_device_train_batch_size
+    for store in {id(s): s for s in (data.train, data.held_out) if s is not None}.values():
+        file = cache_folder("reference", f"{_fingerprint(config, store, reference)}.safetensors")
+        attach_reference(store, reference, file, rows_per_batch=rows, accelerator=accelerator, stop=stop)
+    reference.release()
+    return None
+
+
+def _pays(config: RunConfig, loader: Loader) -> bool:
+    """Tell whether rows are read more than once, unless the settings say what to do."""
+    asked, per_epoch = config.train.precompute_reference, loader.steps_per_epoch
+    if asked is not None or per_epoch is None:
+        return bool(asked)
+    return config.train.max_steps > per_epoch if config.train.max_steps > 0 else config.train.num_train_epochs > 1
+
+
+def _fingerprint(config: RunConfig, store: UnitStore, reference: Reference) -> str:
+    """Return a name for exactly these tokens under exactly this reference and way to compute."""
+    nested = dump(config)
+    model = {key: value for key, value in nested["model"].items() if key not in NOT_OF_THE_REFERENCE}
+    rows = nested["train"]["per_device_train_batch_size"]
+    digest = hashlib.sha256(json.dumps([model, rows, versions()], sort_keys=True).encode())
+    for name in ("tokens", "weight", "segment_start", "unit_start"):
+        digest.update(store.arrays[name].tobytes())
+    for folder in reference.files:
+        for file in sorted(each for pattern in _FILES for each in folder.glob(pattern)):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:32]
