@@ -29,7 +29,7 @@ def load(folder: Path, *, kernels: str = "auto"):
 def settings(tiny: Path, pairs: Path, run: Path, **more):
     base = {"model_name_or_path": str(tiny), "dataset": str(pairs), "output_dir": str(run), "stage": "dpo", "lora_rank": 4,
             "learning_rate": 1e-2, "max_steps": 4, "per_device_train_batch_size": 8, "dtype": "float32", "plot_loss": False,
-            "cutoff_len": 128, "lr_scheduler_type": "constant"}  # fmt: skip
+            "cutoff_len": 128, "lr_scheduler_type": "constant", "threads": 1}  # fmt: skip
     return load_config({**base, **more}).config
 
 
