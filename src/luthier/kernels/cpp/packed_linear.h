@@ -139,6 +139,23 @@ struct PackedLinear {
     });
   }
 
+  // From codes [outputs, groups * 64] in -127..127 and scales [outputs, groups].
+  PackedLinear(const Tensor& codes, const Tensor& steps, int64_t width)
+      : kind(Kind::kInt8), inputs(width), outputs(codes.size(0)) {
+    TORCH_CHECK(codes.scalar_type() == at::kChar && codes.is_contiguous() && codes.size(1) == groups() * kGroup &&
+                    steps.scalar_type() == at::kFloat && steps.is_contiguous() && steps.numel() == outputs * groups(),
+                "packed linear: expected int8 codes in groups of 64 and a float scale for each group");
+    weight = at::full({panels(), groups(), kGroup / 4, kPanel, 4}, kBias, at::TensorOptions().dtype(at::kByte));
+    scale = at::zeros({panels(), groups(), kPanel}, at::TensorOptions().dtype(at::kFloat));
+    const int8_t* from = codes.const_data_ptr<int8_t>();
+    parallel_rows(outputs * groups(), kGroup, [&](int64_t at) {
+      const int64_t o = at / groups(), g = at % groups(), block = o / kPanel * groups() + g, lane = o % kPanel;
+      scale.data_ptr<float>()[block * kPanel + lane] = steps.const_data_ptr<float>()[at];
+      uint8_t* to = weight.data_ptr<uint8_t>() + block * kGroup * kPanel + lane * 4;
+      for (int64_t i = 0; i < kGroup; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<uint8_t>(from[at * kGroup + i] + kBias);
+    });
+  }
+
   void fill(const float* row, int64_t o) {
     const int64_t panel = o / kPanel, lane = o % kPanel;
     if (kind == Kind::kFloat32) {
