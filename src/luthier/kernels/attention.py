@@ -158,31 +158,6 @@ def _softmax_backward(
     return probs.to(scores_KRM.dtype), d_scores.to(scores_KRM.dtype)
 
 
-def _softmax_native(scores_KRM: Tensor, tile: _Tile, rule: _Rule) -> tuple[Tensor, Tensor]:
-    lse = native.module().softmax_tile(_by_query(scores_KRM, tile), *_numbers(tile, rule))
-    return scores_KRM, lse.view(scores_KRM.shape[:2])
-
-
-def _softmax_backward_native(
-    scores_KRM: Tensor, d_probs_KRM: Tensor, lse_KR: Tensor, delta_KR: Tensor, tile: _Tile, rule: _Rule
-) -> tuple[Tensor, Tensor]:
-    by_query = _by_query(scores_KRM, tile), _by_query(d_probs_KRM, tile)
-    native.module().softmax_tile_backward(*by_query, lse_KR.contiguous(), delta_KR.contiguous(), *_numbers(tile, rule))
-    return scores_KRM, d_probs_KRM
-
-
-def _by_query(x_KRM: Tensor, tile: _Tile) -> Tensor:
-    return x_KRM.view(x_KRM.shape[0], -1, tile.end - tile.start, x_KRM.shape[2])
-
-
-def _numbers(tile: _Tile, rule: _Rule) -> tuple[int, int, float, float]:
-    return tile.first_query - tile.first_key, rule.window or 0, rule.scale, rule.softcap or 0.0
-
-
-_TORCH_STEPS = _softmax, _softmax_backward
-_NATIVE_STEPS = _softmax_native, _softmax_backward_native
-
-
 def _each(
     q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, spans: Spans, window: int | None
 ) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
@@ -202,23 +177,23 @@ class _ForestAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, rule, steps):
+    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, rule):
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = q_HTD.new_empty(num_tokens, num_heads, size)
         lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_HTD.device)
         for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, rule.window):
             rows = slice(tile.start, tile.end)
-            probs_KRM, lse_KR = steps[0](torch.bmm(q_KRD, k_KMD.transpose(1, 2)), tile, rule)
+            probs_KRM, lse_KR = _softmax(torch.bmm(q_KRD, k_KMD.transpose(1, 2)), tile, rule)
             lse_HT[:, rows] = lse_KR.view(num_heads, -1)
             out_THD[rows] = torch.bmm(probs_KRM, v_KMD).view(num_heads, -1, size).transpose(0, 1)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
-        ctx.options = spans, rule, steps
+        ctx.options = spans, rule
         return out_THD
 
     @staticmethod
     def backward(ctx, *grads):
         q_HTD, k_KTD, v_KTD, out_THD, lse_HT = ctx.saved_tensors
-        spans, rule, steps = ctx.options
+        spans, rule = ctx.options
         num_key_heads, size = k_KTD.shape[0], q_HTD.shape[2]
         shared = any(parent >= 0 for parent in spans.parent) or rule.window is not None or _has_split_spans(spans)
         make = torch.zeros_like if shared else torch.empty_like
@@ -231,11 +206,34 @@ class _ForestAttention(torch.autograd.Function):
             numbers = (x_HT[:, rows].reshape(num_key_heads, -1) for x_HT in (lse_HT, delta_HT))
             scores_KRM = torch.bmm(q_KRD, k_KMD.transpose(1, 2))
             d_probs_KRM = torch.bmm(d_KRD, v_KMD.transpose(1, 2))
-            probs_KRM, d_scores_KRM = steps[1](scores_KRM, d_probs_KRM, *numbers, tile, rule)
+            probs_KRM, d_scores_KRM = _softmax_backward(scores_KRM, d_probs_KRM, *numbers, tile, rule)
             dq_HTD[:, rows] = torch.bmm(d_scores_KRM, k_KMD).view(-1, tile.end - tile.start, size)
             _scatter(dv_KTD, torch.bmm(probs_KRM.transpose(1, 2), d_KRD), tile.keys, shared)
             _scatter(dk_KTD, torch.bmm(d_scores_KRM.transpose(1, 2), q_KRD), tile.keys, shared)
-        return dq_HTD, dk_KTD, dv_KTD, None, None, None
+        return dq_HTD, dk_KTD, dv_KTD, None, None
+
+
+class _NativeAttention(torch.autograd.Function):
+    """Keeps what `_ForestAttention` keeps; both passes in C++."""
+
+    @staticmethod
+    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, numbers):
+        q_HTD, k_KTD, v_KTD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_HTD, k_KTD, v_KTD))
+        out_THD, lse_HT = native.module().forest_attention(q_HTD, k_KTD, v_KTD, _table(spans), *numbers)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
+        ctx.options = spans, numbers
+        return out_THD
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (spans, numbers), saved = ctx.options, ctx.saved_tensors
+        grad_THD = grads[0].contiguous()
+        return *native.module().forest_attention_backward(grad_THD, *saved, _table(spans), *numbers), None, None
+
+
+@lru_cache(maxsize=64)
+def _table(spans: Spans) -> Tensor:
+    return torch.tensor([spans.start, spans.end, spans.parent])
 
 
 def _has_split_spans(spans: Spans) -> bool:
@@ -294,9 +292,10 @@ def forest_attention_native(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Compute what the reference does, one tile of queries at a time, its softmax in our own C++."""
-    steps = _NATIVE_STEPS if native.takes(q_HTD, k_KTD, v_KTD) else _TORCH_STEPS
-    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap), steps)  # pyright: ignore[reportReturnType]
+    """Compute what the reference does in our own C++."""
+    if not native.takes(q_HTD, k_KTD, v_KTD) or q_HTD.shape[2] != v_KTD.shape[2]:
+        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
+    return _NativeAttention.apply(q_HTD, k_KTD, v_KTD, spans, (scale, window or 0, softcap or 0.0))  # pyright: ignore[reportReturnType]
 
 
 @FOREST_ATTENTION.backend("triton", gpu.unusable, device="cuda")
@@ -328,4 +327,4 @@ def forest_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """Compute what the reference does, one tile of queries at a time."""
-    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap), _TORCH_STEPS)  # pyright: ignore[reportReturnType]
+    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap))  # pyright: ignore[reportReturnType]

@@ -1,5 +1,5 @@
-// Row-wise operations of a decoder layer, one pass over memory each: RMSNorm, gated activations, rotary embedding,
-// and the softmax of one attention tile. float32 or bfloat16 in memory, float32 in registers.
+// Row-wise operations of a decoder layer, one pass over memory each: RMSNorm, gated activations, rotary embedding.
+// float32 or bfloat16 in memory, float32 in registers.
 //
 // Compiled for the processor it runs on by kernels/native.py; torch's own vector classes choose the instructions.
 
@@ -183,100 +183,6 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, double direct
   return y;
 }
 
-// ---- softmax of one attention tile; row r belongs to query r % queries, which sees keys first[q] .. last[q]
-
-struct Range {
-  int64_t first, last;  // keys [first, last)
-};
-
-inline Range seen(int64_t row, int64_t queries, int64_t keys, int64_t gap, int64_t window) {
-  const int64_t own = gap + row % queries;
-  return {window > 0 ? std::max<int64_t>(0, own - window + 1) : 0, std::min(keys, own + 1)};
-}
-
-inline Vec capped(const Vec& score, float scale, float softcap) {
-  const Vec scaled = score * Vec(scale);
-  return softcap > 0 ? Vec(softcap) * (scaled / Vec(softcap)).tanh() : scaled;
-}
-
-// Turns scores [..., queries, keys] into probabilities in place; returns log of the softmax sum for each row, float32.
-Tensor softmax_tile(Tensor scores, int64_t gap, int64_t window, double scale, double softcap) {
-  const int64_t keys = scores.size(-1), queries = scores.size(-2), rows = scores.numel() / std::max<int64_t>(1, keys);
-  Tensor lse = at::empty({rows}, scores.options().dtype(at::kFloat));
-  float* sums = lse.data_ptr<float>();
-  by_type(scores, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    T* all = scores.data_ptr<T>();
-    parallel_rows(rows, keys * 4, [&](int64_t row) {
-      T* p = all + row * keys;
-      const Range range = seen(row, queries, keys, gap, window);
-      thread_local std::vector<float> buffer;
-      buffer.resize(keys + kWidth);
-      float* e = buffer.data();
-      float peak = -std::numeric_limits<float>::infinity();
-      Vec peaks(peak);
-      each(range.last - range.first, [&](int64_t i, int64_t n) {
-        const Vec v = capped(load(p + range.first + i, n), scale, softcap);
-        v.store(e + i);
-        if (n == kWidth) {
-          peaks = at::vec::maximum(peaks, v);
-        } else {
-          for (int64_t k = 0; k < n; ++k) peak = std::max(peak, e[i + k]);
-        }
-      });
-      peak = std::max(peak, at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, peaks));
-      Vec total(0.0f);
-      float rest = 0.0f;
-      each(range.last - range.first, [&](int64_t i, int64_t n) {
-        const Vec v = (Vec::loadu(e + i) - Vec(peak)).exp_u20();
-        v.store(e + i);
-        if (n == kWidth) {
-          total = total + v;
-        } else {
-          for (int64_t k = 0; k < n; ++k) rest += e[i + k];
-        }
-      });
-      const float sum = sum_of(total) + rest;
-      sums[row] = peak + std::log(sum);
-      for (int64_t i = 0; i < range.first; ++i) p[i] = T(0.0f);
-      each(range.last - range.first, [&](int64_t i, int64_t n) {
-        store(p + range.first + i, Vec::loadu(e + i) * Vec(1.0f / sum), n);
-      });
-      for (int64_t i = range.last; i < keys; ++i) p[i] = T(0.0f);
-    });
-  });
-  return lse;
-}
-
-// From scores, their lse, d_probs and delta (sum of probs * d_probs for each row): probabilities into `scores`, and
-// d_scores into `d_probs`, both in place.
-void softmax_tile_backward(Tensor scores, Tensor d_probs, const Tensor& lse, const Tensor& delta, int64_t gap,
-                           int64_t window, double scale, double softcap) {
-  const int64_t keys = scores.size(-1), queries = scores.size(-2), rows = scores.numel() / std::max<int64_t>(1, keys);
-  const float *sums = lse.const_data_ptr<float>(), *deltas = delta.const_data_ptr<float>();
-  by_type(scores, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    T *all = scores.data_ptr<T>(), *all_d = d_probs.data_ptr<T>();
-    parallel_rows(rows, keys * 4, [&](int64_t row) {
-      T *p = all + row * keys, *d = all_d + row * keys;
-      const Range range = seen(row, queries, keys, gap, window);
-      for (int64_t i = 0; i < range.first; ++i) p[i] = d[i] = T(0.0f);
-      each(range.last - range.first, [&](int64_t i, int64_t n) {
-        T *here = p + range.first + i, *d_here = d + range.first + i;
-        const Vec score = capped(load(here, n), scale, softcap), probs = (score - Vec(sums[row])).exp_u20();
-        Vec slope = (load(d_here, n) - Vec(deltas[row])) * probs * Vec(scale);
-        if (softcap > 0) {
-          const Vec bent = score / Vec(softcap);
-          slope = slope * (Vec(1.0f) - bent * bent);
-        }
-        store(here, probs, n);
-        store(d_here, slope, n);
-      });
-      for (int64_t i = range.last; i < keys; ++i) p[i] = d[i] = T(0.0f);
-    });
-  });
-}
-
 }  // namespace
 
 void luthier::bind_fused(pybind11::module_& m) {
@@ -285,6 +191,4 @@ void luthier::bind_fused(pybind11::module_& m) {
   m.def("gated", &gated);
   m.def("gated_backward", &gated_backward);
   m.def("rope", &rope);
-  m.def("softmax_tile", &softmax_tile);
-  m.def("softmax_tile_backward", &softmax_tile_backward);
 }
