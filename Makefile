@@ -1,6 +1,7 @@
 # make demo    train the packaged model on the packaged data and show before and after
 # make test    lint, types and all tests
-# make bench   measure against other trainers; ROWS=FILE.json names the alpaca rows to measure with
+# make bench   measure against other trainers: all of bench-sft (ROWS=FILE.json, alpaca rows) and
+#              bench-dpo (ROWS_DPO=FILE.json, ShareGPT rows with chosen and rejected)
 # make docs    write docs/reference.md from the declarations
 
 VENV ?= .venv
@@ -10,8 +11,9 @@ BENCH = .bench
 # Tokenizers of real models, for the tests of loss weights.
 TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
 ROWS ?= ../shared/data/alpaca_en_demo.json
+ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test quick bench docs clean
+.PHONY: install install-dev demo test quick bench bench-sft bench-dpo docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -49,8 +51,13 @@ $(BENCH)/.installed: benchmarks/requirements.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
-bench: install $(BENCH)/.installed
+bench: bench-sft bench-dpo
+
+bench-sft: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/sft.py --rows $(ROWS) --peer-python $(BENCH)/bin/python
+
+bench-dpo: install $(BENCH)/.installed
+	$(BIN)/python benchmarks/dpo.py --rows $(ROWS_DPO) --peer-python $(BENCH)/bin/python
 
 docs: install
 	$(BIN)/python docs/make_reference.py
