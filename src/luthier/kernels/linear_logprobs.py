@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from luthier.kernels import gpu
+from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 CHUNK_BYTES = 48 * 2**20
@@ -109,9 +109,20 @@ def _chunk_triton(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
     logits_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V)
     options = {"slopes": head.with_slopes, "with_entropy": head.with_entropy}
     logp_C, entropy_C, u_CV, v_CV = score(logits_CV, targets_C, head.scale, head.softcap, **options)
+    return logp_C, entropy_C if head.with_entropy else None, *_by_hidden(u_CV, v_CV, head)
+
+
+def _chunk_native(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
+    u_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V)
+    options = head.scale, head.softcap or 0.0, head.with_slopes, head.with_entropy
+    logp_C, entropy_C, v_CV = native.module().score(u_CV, targets_C, *options)
+    return logp_C, entropy_C if head.with_entropy else None, *_by_hidden(u_CV, v_CV, head)
+
+
+def _by_hidden(u_CV: Tensor, v_CV: Tensor, head: _Head) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients by hidden states of log-probability and entropy from those by raw logits."""
     du_CD = u_CV @ head.weight_VD if head.with_slopes else None
-    dv_CD = v_CV @ head.weight_VD if head.with_slopes and head.with_entropy else None
-    return logp_C, entropy_C if head.with_entropy else None, du_CD, dv_CD
+    return du_CD, v_CV @ head.weight_VD if head.with_slopes and head.with_entropy else None
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -214,6 +225,22 @@ def linear_logprobs_triton(
     options = bias_V, scale, softcap, with_entropy
     found = _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk_triton)
     return found  # pyright: ignore[reportReturnType]
+
+
+@LINEAR_LOGPROBS.backend("native", native.unusable, device="cpu")
+def linear_logprobs_native(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    with_entropy: bool = False,  # noqa: FBT001
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what the reference does in chunks; everything between the two products of a chunk in our own C++."""
+    options = bias_V, scale, softcap, with_entropy
+    chunk = _chunk_native if native.takes(hidden_ND, weight_VD) else _chunk
+    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, chunk)  # pyright: ignore[reportReturnType]
 
 
 @LINEAR_LOGPROBS.backend("torch")

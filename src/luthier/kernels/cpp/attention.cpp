@@ -28,10 +28,6 @@ inline Vec capped(const Vec& score, const Rule& rule) {
   return rule.softcap > 0 ? Vec(rule.softcap) * (scaled / Vec(rule.softcap)).tanh() : scaled;
 }
 
-inline Vec inside(const Vec& value, int64_t count, float elsewhere) {
-  return count >= kWidth ? value : Vec::set(Vec(elsewhere), value, count);
-}
-
 // Runs items 0..count-1, each once, whenever a thread is free.
 template <class Body>
 void whenever_free(int64_t count, const Body& body) {

@@ -5,4 +5,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   luthier::bind_fused(m);
   luthier::bind_decoder(m);
   luthier::bind_quantized(m);
+  luthier::bind_scores(m);
 }

@@ -9,5 +9,6 @@ void bind_attention(pybind11::module_& m);
 void bind_fused(pybind11::module_& m);
 void bind_decoder(pybind11::module_& m);
 void bind_quantized(pybind11::module_& m);
+void bind_scores(pybind11::module_& m);
 
 }  // namespace luthier

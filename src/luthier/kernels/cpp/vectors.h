@@ -40,6 +40,11 @@ inline void store(BFloat16* to, const Vec& value, int64_t count) {
 
 inline float sum_of(const Vec& value) { return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, value); }
 
+// The first `count` numbers of `value`, and `elsewhere` behind them.
+inline Vec inside(const Vec& value, int64_t count, float elsewhere) {
+  return count >= kWidth ? value : Vec::set(Vec(elsewhere), value, count);
+}
+
 template <class Body>
 inline void each(int64_t size, const Body& body) {
   for (int64_t i = 0; i < size; i += kWidth) body(i, std::min(kWidth, size - i));
