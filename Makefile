@@ -2,6 +2,7 @@
 # make test    lint, types and all tests
 # make bench   measure against other trainers: all of bench-sft (ROWS=FILE.json, alpaca rows) and
 #              bench-dpo (ROWS_DPO=FILE.json, ShareGPT rows with chosen and rejected)
+# make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
 # make docs    write docs/reference.md from the declarations
 
 VENV ?= .venv
@@ -13,7 +14,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test quick bench bench-sft bench-dpo docs clean
+.PHONY: install install-dev demo test quick bench bench-sft bench-dpo bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -58,6 +59,9 @@ bench-sft: install $(BENCH)/.installed
 
 bench-dpo: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/dpo.py --rows $(ROWS_DPO) --peer-python $(BENCH)/bin/python
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py --out gpu.jsonl
 
 docs: install
 	$(BIN)/python docs/make_reference.py
