@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def arguments(description: str | None, rows: str) -> argparse.Namespace:
 
 
 def measure(task: Task, options: argparse.Namespace) -> dict[str, Rounds]:
-    """Return the rounds of each dtype."""
+    """Return the rounds of each dtype; one in which a side runs out of memory is left out, and that is said."""
     setup()
     model = Path(resolve(options.model).base)
     found: dict[str, Rounds] = {dtype: [] for dtype in options.dtypes}
@@ -84,10 +85,18 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, Rounds]:
         rows = json.loads(options.rows.read_text(encoding="utf-8"))
         peer_rows.write_text(json.dumps([task.peer_row(row) for row in rows]), encoding="utf-8")
         for number in range(options.rounds):
-            for dtype, rounds in found.items():
+            for dtype in list(found):
                 logger.info("round %d of %d, %s", number + 1, options.rounds, dtype)
-                ours = run_luthier(task, model, options.rows.resolve(), dtype, options.steps)
-                rounds.append((ours, run_peer(task, options.peer_python, model, peer_rows, dtype, options.steps)))
+                try:
+                    ours = run_luthier(task, model, options.rows.resolve(), dtype, options.steps)
+                    theirs = run_peer(task, options.peer_python, model, peer_rows, dtype, options.steps)
+                except subprocess.CalledProcessError as error:
+                    if error.returncode != -signal.SIGKILL:
+                        raise
+                    logger.warning("%s is left out: %s was killed, out of memory?", dtype, Path(error.cmd[1]).name)
+                    del found[dtype]
+                else:
+                    found[dtype].append((ours, theirs))
     return found
 
 
