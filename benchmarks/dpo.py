@@ -3,7 +3,8 @@
 python benchmarks/dpo.py --rows FILE.json [--steps 4] [--rounds 2] [--dtypes float32 bfloat16]
 
 4 pairs a step, cut at 1024 tokens; both sides leave out the rows whose prompt alone is longer, and score the reference,
-their adapter off, in every step. Each side's best dtype counts; in float32 the peer needs about 25 GB. What both sides have in common stands in turns.py.
+their adapter off, in every step. Each side's best dtype counts; in float32 the peer needs about 25 GB. What both sides
+have in common stands in turns.py.
 """
 
 from __future__ import annotations
