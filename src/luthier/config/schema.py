@@ -6,6 +6,7 @@ all sections, so that a flat file needs no section headers; names that fine-tuni
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,17 @@ from luthier.core.types import Sampling
 
 def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _bytes_of(value: object) -> object:
+    """Read "6GB", "512 MiB" and the like."""
+    if value is None or isinstance(value, int):
+        return value
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?)B\s*", str(value), re.IGNORECASE)
+    if found is None:
+        raise ValueError("write a number with its unit, such as 6GB or 512MiB")
+    unit = found[2].upper()
+    return int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** (1 + "KMGT".index(unit[0])))
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
@@ -34,6 +46,7 @@ Schedule = Literal[
 ]
 """Schedules that depend on the step alone."""
 Positive = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(_bytes_of), Field(ge=10**8)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -147,8 +160,8 @@ class TrainConfig:
     """Fraction of all optimizer steps spent warming up."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0
     """Steps spent warming up (below 1: their share); overrides warmup_ratio when above 0."""
-    optim: Literal["adamw_torch", "sgd", "adafactor", "rmsprop", "adagrad"] = "adamw_torch"
-    """Optimizer."""
+    optim: Literal["adamw_torch", "adamw_8bit", "muon", "sgd", "adafactor", "rmsprop", "adagrad"] = "adamw_torch"
+    """Optimizer; adamw_8bit keeps its state in 8 bits (bitsandbytes), muon (arXiv:2502.16982) is for matrices only."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on matrices only."""
     adam_beta1: Share = 0.9
@@ -160,7 +173,11 @@ class TrainConfig:
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient to this norm; 0 does not clip."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Compute the activations of every layer again in the backward pass: less memory, more time."""
+    memory_budget: Bytes | None = None
+    """Most memory of the process (of the GPU where one computes), such as 6GB; as few layers as fit are recomputed."""
+    offload_dir: str | None = None
+    """Folder on a disk where large activations wait for the backward pass; for contexts that fit no other way."""
     precompute_reference: bool | None = None
     """Score all rows with the reference once, before the first step; none means yes if a row is read more than once."""
     seed: Annotated[int, Field(ge=0)] = 42

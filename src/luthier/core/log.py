@@ -43,6 +43,8 @@ def setup(level: str = "INFO") -> None:
     logger.setLevel("DEBUG")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It announces optional kernels that it does not find, whoever imports it.
+    logging.getLogger("bitsandbytes").setLevel("CRITICAL")
     warnings.filterwarnings("ignore", module=r"transformers|peft|accelerate|torch")
 
 

@@ -203,10 +203,10 @@ class _ForestAttention(torch.autograd.Function):
         for tile, q_KRD, k_KMD, v_KMD in _each(q_HTD, k_KTD, v_KTD, spans, rule.window):
             rows = slice(tile.start, tile.end)
             d_KRD = _heads(d_HTD, tile, num_key_heads)
-            numbers = (x_HT[:, rows].reshape(num_key_heads, -1) for x_HT in (lse_HT, delta_HT))
+            lse_KR, delta_KR = (x_HT[:, rows].reshape(num_key_heads, -1) for x_HT in (lse_HT, delta_HT))
             scores_KRM = torch.bmm(q_KRD, k_KMD.transpose(1, 2))
             d_probs_KRM = torch.bmm(d_KRD, v_KMD.transpose(1, 2))
-            probs_KRM, d_scores_KRM = _softmax_backward(scores_KRM, d_probs_KRM, *numbers, tile, rule)
+            probs_KRM, d_scores_KRM = _softmax_backward(scores_KRM, d_probs_KRM, lse_KR, delta_KR, tile, rule)
             dq_HTD[:, rows] = torch.bmm(d_scores_KRM, k_KMD).view(-1, tile.end - tile.start, size)
             _scatter(dv_KTD, torch.bmm(probs_KRM.transpose(1, 2), d_KRD), tile.keys, shared)
             _scatter(dk_KTD, torch.bmm(d_scores_KRM.transpose(1, 2), q_KRD), tile.keys, shared)

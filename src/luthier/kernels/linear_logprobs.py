@@ -19,6 +19,7 @@ from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 CHUNK_BYTES = 48 * 2**20
+"""Of float32 logits that exist at a time."""
 
 
 def linear_logprobs_reference(
@@ -29,8 +30,9 @@ def linear_logprobs_reference(
     scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,  # noqa: FBT001
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return logp [N] and, when asked, entropy [N], both float32, in nats.
+    """Return logp [N] and, when asked, entropy [N], both float32, in nats; `chunk_bytes` is for the other forms.
 
     Logits are `scale * (h W' + bias)`, then `softcap * tanh(logits / softcap)` where a cap is given.
     """
@@ -42,8 +44,8 @@ def linear_logprobs_reference(
     return logp_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
 
 
-def _chunk_rows(vocabulary_size: int) -> int:
-    return max(8, CHUNK_BYTES // (4 * vocabulary_size))
+def _chunk_rows(vocabulary_size: int, chunk_bytes: int) -> int:
+    return max(8, chunk_bytes // (4 * vocabulary_size))
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None) -> Tensor:
@@ -129,14 +131,14 @@ class _LinearLogprobs(torch.autograd.Function):
     """See the head of the file."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy, chunk):
+    def forward(ctx, hidden_ND, weight_VD, targets_N, bias_V, scale, softcap, with_entropy, chunk_bytes, chunk):
         num = len(targets_N)
         logp_N = torch.empty(num, dtype=torch.float32, device=hidden_ND.device)
         head = _Head(weight_VD, bias_V, scale, softcap, with_entropy, ctx.needs_input_grad[0])
         entropy_N = torch.empty_like(logp_N) if with_entropy else None
         du_ND = torch.empty_like(hidden_ND) if head.with_slopes else None
         dv_ND = torch.empty_like(hidden_ND) if head.with_slopes and with_entropy else None
-        step = _chunk_rows(weight_VD.shape[0])
+        step = _chunk_rows(weight_VD.shape[0], chunk_bytes)
         for i in range(0, num, step):
             rows = slice(i, i + step)
             logp_N[rows], *others = chunk(hidden_ND[rows], targets_N[rows], head)
@@ -144,7 +146,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 if into is not None:
                     into[rows] = part
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, du_ND, dv_ND)
-        ctx.scale, ctx.softcap = scale, softcap
+        ctx.scale, ctx.softcap, ctx.chunk_bytes = scale, softcap, chunk_bytes
         return logp_N, entropy_N
 
     @staticmethod
@@ -158,14 +160,14 @@ class _LinearLogprobs(torch.autograd.Function):
                 d_hidden += dv_ND * d_entropy_N[:, None].to(dv_ND.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             d_weight, d_bias = _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N)
-        return d_hidden, d_weight, None, d_bias, None, None, None, None
+        return d_hidden, d_weight, None, d_bias, None, None, None, None, None
 
 
 def _head_gradients(ctx, hidden_ND, weight_VD, targets_N, bias_V, d_logp_N, d_entropy_N):
     """Sum the gradients of a trained head, chunk by chunk, in float32."""
     d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
     d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
-    step = _chunk_rows(weight_VD.shape[0])
+    step = _chunk_rows(weight_VD.shape[0], ctx.chunk_bytes)
     for i in range(0, len(targets_N), step):
         rows = slice(i, i + step)
         logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
@@ -220,9 +222,10 @@ def linear_logprobs_triton(
     scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,  # noqa: FBT001
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the reference does in chunks; everything between the two products of a chunk in Triton."""
-    options = bias_V, scale, softcap, with_entropy
+    options = bias_V, scale, softcap, with_entropy, chunk_bytes
     found = _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk_triton)
     return found  # pyright: ignore[reportReturnType]
 
@@ -236,9 +239,10 @@ def linear_logprobs_native(
     scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,  # noqa: FBT001
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the reference does in chunks; everything between the two products of a chunk in our own C++."""
-    options = bias_V, scale, softcap, with_entropy
+    options = bias_V, scale, softcap, with_entropy, chunk_bytes
     chunk = _chunk_native if native.takes(hidden_ND, weight_VD) else _chunk
     return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, chunk)  # pyright: ignore[reportReturnType]
 
@@ -252,7 +256,8 @@ def linear_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,  # noqa: FBT001
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the reference does in chunks; one chunk of logits exists at a time."""
-    options = bias_V, scale, softcap, with_entropy
+    options = bias_V, scale, softcap, with_entropy, chunk_bytes
     return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk)  # pyright: ignore[reportReturnType]

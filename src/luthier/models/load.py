@@ -161,11 +161,10 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
         ) from error
 
 
-def put_kernels(model: Any, config: ModelConfig) -> None:
+def put_kernels(model: Any, config: ModelConfig, *, quiet: bool = False) -> None:
     """Install kernels where the settings want them, and say which."""
-    if config.kernels == "off":
-        logger.info("kernels: off, plain transformers")
-    elif lines := install(model):
+    lines = ["off, plain transformers"] if config.kernels == "off" else install(model)
+    if lines and not quiet:
         logger.info("kernels: %s", ", ".join(lines))
 
 

@@ -5,7 +5,7 @@ Shapes: T tokens, N predictions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.core.anatomy import backbone_of, plain_model
 from luthier.core.batch import PackedBatch, Scores, Spans
 from luthier.kernels.attention import positions_of
-from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
+from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.patch import FOREST
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
@@ -25,10 +25,18 @@ _THROUGH = torch.zeros(1, 1, 1, 1)
 class Policy(nn.Module):
     """Scores packed batches with a transformers or peft model."""
 
-    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast: torch.dtype | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+        offload: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """`chunk_bytes`: of logits at a time; `offload`: where activations wait for the backward pass."""
         super().__init__()
         self.model = model
-        self.autocast = autocast
+        self.autocast, self.chunk_bytes, self.offload = autocast, chunk_bytes, offload
 
     def forward(self, batch: PackedBatch, *, with_entropy: bool = False) -> Scores:
         """Return log-probabilities [N] of the wanted targets, in nats, float32.
@@ -37,8 +45,8 @@ class Policy(nn.Module):
         """
         plain = plain_model(self.model)
         device = batch.input_ids.device
-        context = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
-        with context:
+        number_format = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
+        with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
             hidden_TD = backbone_of(self.model)(
                 input_ids=batch.input_ids[None],
                 position_ids=batch.position_ids[None],
@@ -72,7 +80,8 @@ class Policy(nn.Module):
         weight_VD = head.weight.to(hidden_ND.dtype)
         packed = config._attn_implementation == FOREST
         call = LINEAR_LOGPROBS.choose(hidden_ND.device.type)[1] if packed else LINEAR_LOGPROBS.reference
-        logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, head.bias, scale, softcap, with_entropy)
+        options = head.bias, scale, softcap, with_entropy, self.chunk_bytes
+        logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, *options)
         return Scores(logp=logp_N, entropy=entropy_N)
 
 

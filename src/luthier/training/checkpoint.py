@@ -139,10 +139,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
     """Write optimizer tensors by parameter name; return the numbers that are no tensors."""
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
+    storages: set[int] = set()
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{names[id(parameter)]}|{key}"] = value.contiguous()
+                # 8-bit states share a table, which a file of tensors must hold once for each.
+                shared = value.data_ptr() in storages
+                storages.add(value.data_ptr())
+                tensors[f"{names[id(parameter)]}|{key}"] = value.clone() if shared else value.contiguous()
             else:
                 numbers[f"{names[id(parameter)]}|{key}"] = value
     save_file(tensors, folder / "optimizer.safetensors")

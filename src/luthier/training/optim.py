@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,26 @@ def _adamw(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_epsilon)
 
 
+def _adamw_8bit(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise DependencyError("adamw_8bit needs bitsandbytes; run: pip install 'luthier[bitsandbytes]'") from error
+    return AdamW8bit(groups, lr=c.learning_rate, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_epsilon)
+
+
+def _muon(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
+    if any(p.ndim != 2 for group in groups for p in group["params"]):
+        raise ConfigError(
+            "optim: muon turns matrices only, but norms or biases learn too; use finetuning_type: lora, or adamw_torch"
+        )
+    return torch.optim.Muon(groups, lr=c.learning_rate, adjust_lr_fn="match_rms_adamw")
+
+
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
     "adamw_torch": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "muon": _muon,
     "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.learning_rate),
     "adafactor": lambda groups, c: torch.optim.Adafactor(groups, lr=c.learning_rate),
     "rmsprop": lambda groups, c: torch.optim.RMSprop(groups, lr=c.learning_rate, eps=c.adam_epsilon),

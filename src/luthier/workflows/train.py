@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.config.load import dump
+from luthier.core.anatomy import decoder_layers
 from luthier.core.errors import LuthierError
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.kernels.cpu import prepare_process
-from luthier.models.device import place
+from luthier.models.device import Placement, place
 from luthier.models.load import (
     ModelFiles,
     load_adapter,
@@ -28,6 +29,7 @@ from luthier.models.load import (
     resolve_adapter,
 )
 from luthier.models.policy import Policy
+from luthier.models.recompute import Offload, recompute_layers
 from luthier.models.reference import Reference
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
@@ -35,11 +37,13 @@ from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
 from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data
+from luthier.workflows.memory import look_at, plan_memory, say
 from luthier.workflows.reference import make_reference, score_beforehand
 from luthier.workflows.run_directory import Holding, choose_run, publish
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
+    from luthier.data.loader import Loader
     from luthier.training.checkpoint import Checkpoint
     from luthier.training.state import TrainState
 
@@ -90,16 +94,16 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     accelerator = _accelerator(config, path)
     parts = _assemble(config, resume)
     data = read_data(config, parts.preparer)
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
+    layout = make_layout(config, packable=config.tuning.packable, rank=rank, num_ranks=num_ranks)
+    loader, eval_loader = make_loaders(config, data, parts.preparer, layout)
+    _save_memory(config, parts, loader)
     with (
         Holding(path, config, accelerator) as run,
         listening(stop, lambda n: run.set_status("stopped", stop_reason=f"signal {n}")),
     ):
         if accelerator.is_main_process:
             _write_audit(run, data)
-        layout = make_layout(
-            config, packable=config.tuning.packable, rank=accelerator.process_index, num_ranks=accelerator.num_processes
-        )
-        loader, eval_loader = make_loaders(config, data, parts.preparer, layout)
         reference = score_beforehand(config, data, loader, parts.reference, accelerator=accelerator, stop=stop)
         trainer = Trainer(
             parts.policy,
@@ -143,6 +147,8 @@ class _Parts:
     preparer: Any
     save_model: Callable[[Path], None]
     reference: Reference | None
+    placement: Placement
+    base: str
 
 
 def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
@@ -159,9 +165,6 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     continued = _continued_adapter(config, files)
     model = _tuned(model, config, continued, resume)
     put_kernels(model, config.model)
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     every, learning = parameter_counts(model)
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
 
@@ -176,7 +179,24 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
 
     policy = Policy(model, autocast=placement.autocast)
     reference = make_reference(config, policy, tokenizer, placement, continued)
-    return _Parts(policy, preparer, save_model, reference)
+    return _Parts(policy, preparer, save_model, reference, placement, files.base)
+
+
+def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
+    """Recompute and offload as the settings say. Raises ConfigError when `memory_budget` cannot be met."""
+    policy, recomputed = parts.policy, 0
+    if config.train.gradient_checkpointing:
+        recomputed = len(decoder_layers(policy.model))
+    if (budget := config.train.memory_budget) is not None:
+        every, learning = parameter_counts(policy.model)
+        sizes = look_at(loader)
+        plan = plan_memory(config, parts.placement, parts.base, policy.model, sizes, learning=learning, every=every)
+        say(plan, budget)
+        recomputed, policy.chunk_bytes = plan.recomputed, plan.chunk_bytes
+    if recomputed:
+        recompute_layers(policy.model, recomputed)
+    if config.train.offload_dir is not None:
+        policy.offload = Offload(policy.model, Path(config.train.offload_dir))
 
 
 def _continued_adapter(config: RunConfig, files: ModelFiles) -> Path | None:
