@@ -9,6 +9,8 @@ have in common stands in turns.py.
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,13 @@ def main() -> None:
     print(report.line("dpo_pairs_per_second", [*map(speed, ours)], [*map(speed, theirs)], SPEED_TARGET, **facts))
     peaks = [[side.peak_gb() for side in sides] for sides in (ours, theirs)]
     print(report.line("dpo_peak_gb", peaks[0], peaks[1], MEMORY_TARGET, **facts))
-    for dtype, rounds in measured.items():
+    losses(options)
+
+
+def losses(options: argparse.Namespace) -> None:
+    """Print the losses of single pairs in float32: in bfloat16 the first steps are rounding on both sides."""
+    alone = argparse.Namespace(**{**vars(options), "dtypes": ["float32"], "rounds": 1})
+    for dtype, rounds in turns.measure(replace(TASK, batch=1), alone).items():
         print(turns.loss_line(f"dpo_loss_difference_{dtype}", rounds, LOSS_TARGET))
 
 
