@@ -120,9 +120,11 @@ def test_saving_memory_changes_no_loss(tiny: Path, rows: Path, tmp_path: Path) -
     assert all(each == found[0] for each in found)
 
 
-def test_kernels_change_no_loss(tiny: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_kernels_change_no_loss(tiny: Path, rows: Path, tmp_path: Path, dropout: float) -> None:
+    more = {"max_steps": 20, "lora_dropout": dropout}
     for kernels in ("auto", "off"):
-        train(settings(tiny, rows, output_dir=str(tmp_path / kernels), kernels=kernels, max_steps=20), quiet=True)
+        train(settings(tiny, rows, output_dir=str(tmp_path / kernels), kernels=kernels, **more), quiet=True)
     ours, plain = ([float.fromhex(v) for v in losses(tmp_path / k).values()] for k in ("auto", "off"))
     assert len(ours) == 20
     assert ours == pytest.approx(plain, rel=1e-4)

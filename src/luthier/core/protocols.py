@@ -87,5 +87,5 @@ class Family:
     """Path of the decoder layers below the backbone."""
     norm_offset: float = 0.0
     """Added to a norm's weight before it multiplies: 1.0 in Gemma."""
-    kernels: tuple[str, ...] = ("rms_norm", "gated_mlp", "attention", "lora_linear", "decoder")
+    kernels: tuple[str, ...] = ("rms_norm", "layer_norm", "gated_mlp", "attention", "lora_linear", "decoder")
     """Kernels that are exact for this architecture; "decoder": our engine reads its layers."""

@@ -7,7 +7,7 @@ add_family(
     Family(
         model_types=("phi3",),
         templates={"phi": None, "phi4": None},
-        kernels=("rms_norm", "lora_linear", "decoder"),
+        kernels=("rms_norm", "layer_norm", "lora_linear", "decoder"),
         lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     )
 )

@@ -15,6 +15,8 @@ from luthier.core.errors import ModelError
 from luthier.core.log import say_once
 from luthier.kernels.attention import FOREST_ATTENTION
 from luthier.kernels.gated import GATED
+from luthier.kernels.layer_norm import LAYER_NORM
+from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
 from luthier.kernels.lora_linear import LORA_LINEAR
 from luthier.kernels.rms_norm import RMS_NORM
 from luthier.kernels.rope import ROPE
@@ -22,6 +24,7 @@ from luthier.kernels.rope import ROPE
 if TYPE_CHECKING:
     from luthier.core.batch import Spans
     from luthier.core.protocols import Family
+    from luthier.kernels.op import Op
 
 FOREST = "luthier_forest"
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -96,11 +99,18 @@ def install(model: nn.Module) -> list[str]:
         if kernel not in family.kernels:
             lines.append(f"{kernel}: plain transformers (not proven for {plain.config.model_type})")
             continue
-        name, call, reasons = _OPS[kernel].choose(device)
-        count = sum(put(module, family, call) for module in model.modules())
+        count = sum(put(module, family, _OPS[kernel].choose(device)[1]) for module in model.modules())
         if count:
-            lines.append(f"{kernel}: {name} x {count}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+            lines.append(f"{_chosen(_OPS[kernel], device)} x {count}")
+    if plain.config._attn_implementation == FOREST:
+        lines += [_chosen(op, device) for op in (FOREST_ATTENTION, LINEAR_LOGPROBS)]
     return lines
+
+
+def _chosen(op: Op, device: str) -> str:
+    """Return which form of an operation runs, and why those before it do not."""
+    name, _, reasons = op.choose(device)
+    return f"{op.name}: {name}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def remove(model: nn.Module) -> None:
@@ -175,25 +185,43 @@ def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
 
     if not isinstance(module, Linear) or not isinstance(module.base_layer, nn.Linear):
         return 0
+    if any(module.use_dora.values()):
+        say_once("DoRA layers compute as peft does: the direction of a weight changes with every step")
+        return 0
     plain = type(module).forward
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-        # Everything that the kernel does not know goes the plain way: switched off, merged, DoRA, dropout in training.
-        known = name in self.lora_A and not (self.disable_adapters or self.merged or self.use_dora.get(name, False))
-        quiet = known and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
-        if not quiet or kwargs or self.lora_B[name].bias is not None or torch.is_autocast_enabled(x.device.type):
+        # Everything that the kernel does not know goes the plain way: switched off, merged, several adapters.
+        known = name in self.lora_A and not (self.disable_adapters or self.merged)
+        if not known or kwargs or self.lora_B[name].bias is not None or torch.is_autocast_enabled(x.device.type):
             return plain(self, x, *args, **kwargs)
-        base = self.base_layer
-        return call(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        base, dropout = self.base_layer, getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0
+        # Drawn as torch draws it, so that kernels: off sees the same numbers fall out.
+        keep = torch.empty_like(x).bernoulli_(1 - dropout).bool() if dropout else None
+        low = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        return call(x, base.weight, base.bias, *low, keep, dropout)
 
     return _bind(module, forward)
 
 
+def _put_layer_norm(module: nn.Module, family: Family, call: Any) -> int:
+    if type(module) is not nn.LayerNorm or module.weight is None or len(module.normalized_shape) != 1:
+        return 0
+    return _bind(module, lambda self, x: call(x, self.weight, self.bias, self.eps))
+
+
 _INSTALLERS = {
     "rms_norm": _put_rms_norm,
+    "layer_norm": _put_layer_norm,
     "gated_mlp": _put_gated_mlp,
     "attention": _put_attention,
     "lora_linear": _put_lora_linear,
 }
-_OPS = {"rms_norm": RMS_NORM, "gated_mlp": GATED, "attention": ROPE, "lora_linear": LORA_LINEAR}
+_OPS = {
+    "rms_norm": RMS_NORM,
+    "layer_norm": LAYER_NORM,
+    "gated_mlp": GATED,
+    "attention": ROPE,
+    "lora_linear": LORA_LINEAR,
+}
