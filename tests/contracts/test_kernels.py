@@ -68,21 +68,49 @@ def test_non_contiguous_input() -> None:
     torch.testing.assert_close(forest_attention(q, k, v, spans, 0.3), forest_attention_reference(q, k, v, spans, 0.3))
 
 
-def test_logits_are_never_whole() -> None:
-    """The largest tensor of a scored head is one chunk."""
+@pytest.mark.parametrize("form", ["linear_logprobs", "linear_logprobs_native"])
+def test_logits_are_never_whole(form: str) -> None:
+    """The largest tensor of a scored head is one chunk, also for a vocabulary of 262,144."""
     from luthier.kernels import linear_logprobs as module
 
     seen: list[int] = []
     original = module.F.linear
 
     def spy(x, w, b=None):
-        seen.append(x.shape[0])
+        seen.append(x.shape[0] * w.shape[0] * 4)
         return original(x, w, b)
 
     module.F.linear = spy
     try:
-        h, w = torch.randn(1000, 4, requires_grad=True), torch.randn(200_000, 4)
-        module.linear_logprobs(h, w, torch.zeros(1000, dtype=torch.long))[0].sum().backward()
+        h, w = torch.randn(300, 4, requires_grad=True), torch.randn(262_144, 4)
+        targets = torch.zeros(300, dtype=torch.long)
+        getattr(module, form)(h, w, targets, chunk_bytes=16 * 2**20)[0].sum().backward()
     finally:
         module.F.linear = original
-    assert max(seen) < 100
+    assert max(seen) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**30])
+def test_chunks_change_nothing(chunk_bytes: int) -> None:
+    from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
+
+    arguments = LINEAR_LOGPROBS.samples[2](torch.float32)
+    for backend in LINEAR_LOGPROBS.backends:
+        if backend.device == "cuda" or backend.unusable():
+            continue
+        for want, have in zip(backend.call(*arguments), backend.call(*arguments, chunk_bytes), strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_adds_up_the_same_every_time() -> None:
+    """Sums of gradients have a fixed order, whichever thread is free first: resumed runs depend on it."""
+    from luthier.kernels.attention import FOREST_ATTENTION
+
+    call, threads = FOREST_ATTENTION.choose("cpu")[1], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [outputs_and_gradients(call, FOREST_ATTENTION.samples[-2](torch.float32), ()) for _ in range(8)]
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -19,7 +19,7 @@ from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TILE_QUERIES = 256
 
@@ -233,7 +233,7 @@ class _NativeAttention(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _table(spans: Spans) -> Tensor:
-    return torch.tensor([spans.start, spans.end, spans.parent])
+    return torch.tensor([spans.start, spans.end, spans.parent], dtype=torch.long)
 
 
 def _has_split_spans(spans: Spans) -> bool:
@@ -252,18 +252,21 @@ def _scatter(into_KTD: Tensor, d_KMD: Tensor, ranges: tuple[tuple[int, int], ...
         done += end - start
 
 
-def _sample(spans: Spans, **options: object):
+def _sample(
+    spans: Spans, *, size: int = 8, heads: int = 4, window: int | None = None, softcap: float | None = None
+) -> Callable[[torch.dtype], tuple[object, ...]]:
     def make(dtype: torch.dtype) -> tuple[object, ...]:
         generator = torch.Generator().manual_seed(7)
         num_tokens = max(spans.end, default=0)
-        q = torch.randn(4, num_tokens, 8, generator=generator).to(dtype)
-        k, v = torch.randn(2, 2, num_tokens, 8, generator=generator).to(dtype).unbind(0)
-        return q, k, v, spans, 0.35, options.get("window"), options.get("softcap")
+        q = torch.randn(heads, num_tokens, size, generator=generator).to(dtype)
+        k, v = torch.randn(2, heads // 2, num_tokens, size, generator=generator).to(dtype).unbind(0)
+        return q, k, v, spans, size**-0.5, window, softcap
 
     return make
 
 
 _TREE = Spans((0, 5, 9, 12, 20), (5, 9, 12, 20, 27), (-1, 0, 0, 2, -1))
+_ODD = Spans((0, 3, 4, 71, 76), (3, 4, 71, 76, 141), (-1, 0, 1, 1, -1))
 _LONG = Spans((0, 300), (300, 640), (-1, 0))
 FOREST_ATTENTION = add(
     Op(
@@ -275,6 +278,9 @@ FOREST_ATTENTION = add(
             _sample(_TREE),
             _sample(_TREE, window=4),
             _sample(_TREE, softcap=3.0),
+            _sample(Spans((), (), ())),
+            _sample(_ODD, size=7, heads=2),
+            _sample(_ODD, size=80, heads=6, window=9, softcap=2.0),
             _sample(_LONG),
             _sample(_LONG, window=100, softcap=3.0),
         ],
