@@ -22,7 +22,7 @@ from luthier.workflows.train import train
 
 SETTINGS = {
     "learning_rate": 1e-3, "lora_rank": 4, "max_steps": 4, "per_device_train_batch_size": 4, "cutoff_len": 128,
-    "plot_loss": False, "dtype": "float32", "save_strategy": "no",
+    "plot_loss": False, "dtype": "float32", "save_strategy": "no", "threads": 1,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from luthier.workflows.train import train
 SETTINGS = {
     "learning_rate": 1e-3, "lora_rank": 4, "lora_dropout": 0.1, "num_train_epochs": 2, "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2, "save_steps": 1, "cutoff_len": 128, "lr_scheduler_type": "cosine", "warmup_ratio": 0.2,
-    "plot_loss": False, "dtype": "float32",
+    "plot_loss": False, "dtype": "float32", "threads": 1,
 }  # fmt: skip
 
 
