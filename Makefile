@@ -1,7 +1,7 @@
 # make demo    train the packaged model on the packaged data and show before and after
 # make test    lint, types and all tests
-# make bench   measure against other trainers: all of bench-sft (ROWS=FILE.json, alpaca rows) and
-#              bench-dpo (ROWS_DPO=FILE.json, ShareGPT rows with chosen and rejected)
+# make bench   all measurements: bench-sft, bench-dpo and bench-decode against peers, bench-scale, bench-estimate;
+#              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
 # make docs    write docs/reference.md from the declarations
 
@@ -14,7 +14,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test quick bench bench-sft bench-dpo bench-gpu docs clean
+.PHONY: install install-dev demo test quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -52,13 +52,22 @@ $(BENCH)/.installed: benchmarks/requirements.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
-bench: bench-sft bench-dpo
+bench: bench-sft bench-dpo bench-decode bench-scale bench-estimate
 
 bench-sft: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/sft.py --rows $(ROWS) --peer-python $(BENCH)/bin/python
 
 bench-dpo: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/dpo.py --rows $(ROWS_DPO) --peer-python $(BENCH)/bin/python
+
+bench-decode: install
+	$(BIN)/python benchmarks/decode.py --rows $(ROWS)
+
+bench-scale: install
+	$(BIN)/python benchmarks/scale.py --rows $(ROWS)
+
+bench-estimate: install
+	$(BIN)/python benchmarks/estimate.py --rows $(ROWS)
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py --out gpu.jsonl

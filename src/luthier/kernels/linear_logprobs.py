@@ -10,6 +10,7 @@ A trained head needs g_n before its gradient can be summed, so its chunks are co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 
 from luthier.kernels import gpu, native
 from luthier.kernels.op import Op, add
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK_BYTES = 48 * 2**20
 """Of float32 logits that exist at a time."""
@@ -115,6 +119,8 @@ def _chunk_triton(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
 
 
 def _chunk_native(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
+    if not native.takes(hidden_CD, head.weight_VD):
+        return _chunk(hidden_CD, targets_C, head)
     u_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V)
     options = head.scale, head.softcap or 0.0, head.with_slopes, head.with_entropy
     logp_C, entropy_C, v_CV = native.module().score(u_CV, targets_C, *options)
@@ -213,51 +219,25 @@ LINEAR_LOGPROBS = add(
 )
 
 
-@LINEAR_LOGPROBS.backend("triton", gpu.unusable, device="cuda")
-def linear_logprobs_triton(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    with_entropy: bool = False,  # noqa: FBT001
-    chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute what the reference does in chunks; everything between the two products of a chunk in Triton."""
-    options = bias_V, scale, softcap, with_entropy, chunk_bytes
-    found = _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk_triton)
-    return found  # pyright: ignore[reportReturnType]
+def _in_chunks(chunk: Callable[[Tensor, Tensor, _Head], _Chunk]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return what the reference computes, one chunk of logits at a time, each by `chunk`."""
+
+    def call(
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        bias_V: Tensor | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        with_entropy: bool = False,  # noqa: FBT001
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> tuple[Tensor, Tensor | None]:
+        options = bias_V, scale, softcap, with_entropy, chunk_bytes
+        return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, chunk)  # pyright: ignore[reportReturnType]
+
+    return call
 
 
-@LINEAR_LOGPROBS.backend("native", native.unusable, device="cpu")
-def linear_logprobs_native(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    with_entropy: bool = False,  # noqa: FBT001
-    chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute what the reference does in chunks; everything between the two products of a chunk in our own C++."""
-    options = bias_V, scale, softcap, with_entropy, chunk_bytes
-    chunk = _chunk_native if native.takes(hidden_ND, weight_VD) else _chunk
-    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, chunk)  # pyright: ignore[reportReturnType]
-
-
-@LINEAR_LOGPROBS.backend("torch")
-def linear_logprobs(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    with_entropy: bool = False,  # noqa: FBT001
-    chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute what the reference does in chunks; one chunk of logits exists at a time."""
-    options = bias_V, scale, softcap, with_entropy, chunk_bytes
-    return _LinearLogprobs.apply(hidden_ND, weight_VD, targets_N, *options, _chunk)  # pyright: ignore[reportReturnType]
+LINEAR_LOGPROBS.backend("triton", gpu.unusable, device="cuda")(_in_chunks(_chunk_triton))
+linear_logprobs_native = LINEAR_LOGPROBS.backend("native", native.unusable, device="cpu")(_in_chunks(_chunk_native))
+linear_logprobs = LINEAR_LOGPROBS.backend("torch")(_in_chunks(_chunk))

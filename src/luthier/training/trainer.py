@@ -58,7 +58,7 @@ class Trainer:
         self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
         self.save_model, self.reference = save_model, reference
         self.parameters = learning_parameters(policy)
-        self.total_steps = self._total_steps()
+        self.total_steps = total_steps(config, loader)
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
         self.optimizer = make_optimizer(config, self.parameters)
         self.policy, _ = accelerator.prepare(policy, self.optimizer)
@@ -242,12 +242,6 @@ class Trainer:
 
     # ---- bookkeeping
 
-    def _total_steps(self) -> int:
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        assert self.loader.steps_per_epoch is not None
-        return max(1, math.ceil(self.config.num_train_epochs * self.loader.steps_per_epoch))
-
     def _is_due(self, strategy: str | None, every: int) -> bool:
         if strategy == "epoch":
             return self.state.epoch >= 1 and self.state.cursor.position == 0
@@ -283,6 +277,14 @@ class Trainer:
         self._status_at = now
         here = {"step": self.state.step, "total": self.total_steps, "epoch": round(self.state.epoch, 4), **facts}
         self.run.set_status(state, **here)
+
+
+def total_steps(config: TrainConfig, loader: Loader) -> int:
+    """Return the optimizer steps of a run."""
+    if config.max_steps > 0:
+        return config.max_steps
+    assert loader.steps_per_epoch is not None
+    return max(1, math.ceil(config.num_train_epochs * loader.steps_per_epoch))
 
 
 def best_checkpoint(run: Path, step: int) -> Path | None:

@@ -13,6 +13,7 @@ from luthier.models.device import place
 from luthier.models.load import load_tokenizer, parameter_counts, resolve
 from luthier.training.metrics import clock
 from luthier.training.optim import warmup_steps
+from luthier.training.trainer import total_steps
 from luthier.workflows.build import make_layout, make_loaders, make_preparer, read_data
 from luthier.workflows.memory import MemoryPlan, Sizes, look_at, plan_memory
 
@@ -65,8 +66,7 @@ def estimate(config: RunConfig) -> Estimate:
     preparer = make_preparer(load_tokenizer(files, config.model), config, plain_model(model).config.model_type)
     data = read_data(config, preparer)
     loader, _ = make_loaders(config, data, preparer, make_layout(config, packable=config.tuning.packable))
-    sizes = look_at(loader)
-    steps = config.train.max_steps if config.train.max_steps > 0 else _steps(config, loader)
+    sizes, steps = look_at(config, loader), total_steps(config.train, loader)
     warmup_steps(config.train, steps)
     plan = plan_memory(config, placement, files.base, model, sizes, learning=learning, every=every)
     tokens = steps * config.train.gradient_accumulation_steps * sizes.mean_tokens
@@ -88,10 +88,6 @@ def _shell(base: str, config: RunConfig) -> Any:
         options = {"trust_remote_code": config.model.allow_remote_code}
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **options), **options)
         return config.tuning.apply(model.requires_grad_(False))
-
-
-def _steps(config: RunConfig, loader: Any) -> int:
-    return max(1, round(config.train.num_train_epochs * loader.steps_per_epoch))
 
 
 def _seconds(config: RunConfig, plan: MemoryPlan, sizes: Sizes, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from luthier.core.log import logger
 from luthier.data.loader import Cursor
 from luthier.data.pack import pack
 from luthier.kernels.linear_logprobs import CHUNK_BYTES
+from luthier.training.trainer import total_steps
 from luthier.workflows.probe import Batches, Probe, probe
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ RUNTIME_BYTES = 750_000_000
 HEAP_FACTOR = 1.15
 """The allocator keeps blocks between steps of different length: measured peak over sum of live tensors."""
 LEAST_CHUNK_BYTES = 4 * 2**20
+MOST_EPOCHS = 10
+"""Epochs whose order is looked at; the largest batch of more is hardly larger."""
 STREAMED_WINDOWS = 4
 """Windows of a stream that are looked at for its usual and its largest batch."""
 
@@ -64,8 +68,8 @@ def chunk_bytes(config: RunConfig) -> int:
     return CHUNK_BYTES if budget is None else min(CHUNK_BYTES, max(LEAST_CHUNK_BYTES, budget // 128))
 
 
-def look_at(loader: Loader) -> Sizes:
-    """Find the largest and a usual batch of the first epoch; of a stream, of its first windows."""
+def look_at(config: RunConfig, loader: Loader) -> Sizes:
+    """Find the largest and a usual batch of those that the run will read; of a stream, of its first windows."""
     source: Any = loader
     if loader.steps_per_epoch is None:
         windows = source.windows(Cursor())
@@ -73,13 +77,16 @@ def look_at(loader: Loader) -> Sizes:
         seen.sort(key=lambda batch: batch.num_tokens)
         mean = sum(batch.num_tokens for batch in seen) / len(seen)
         return Sizes(Batches(seen[-1], seen[len(seen) // 2]), None, mean, counted=False)
-    plan = [batch for window in source.plan(0) for batch in window]
+    steps = total_steps(config.train, loader)
+    epochs = min(MOST_EPOCHS, math.ceil(steps / loader.steps_per_epoch))
+    plan = [batch for window in [w for e in range(epochs) for w in source.plan(e)][:steps] for batch in window]
     tokens = [int(source.lengths[batch].sum()) for batch in plan]
     mean = sum(tokens) / len(tokens)
     usual = min(range(len(plan)), key=lambda i: abs(tokens[i] - mean))
     largest = max(range(len(plan)), key=tokens.__getitem__)
     both = Batches(*(pack([source.units[i] for i in plan[j]]) for j in (largest, usual)))
-    return Sizes(both, len(plan), both.typical.num_tokens * mean / max(1, tokens[usual]), counted=True)
+    per_epoch = loader.steps_per_epoch * config.train.gradient_accumulation_steps
+    return Sizes(both, per_epoch, both.typical.num_tokens * mean / max(1, tokens[usual]), counted=True)
 
 
 def plan_memory(

@@ -189,7 +189,7 @@ def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
         recomputed = len(decoder_layers(policy.model))
     if (budget := config.train.memory_budget) is not None:
         every, learning = parameter_counts(policy.model)
-        sizes = look_at(loader)
+        sizes = look_at(config, loader)
         plan = plan_memory(config, parts.placement, parts.base, policy.model, sizes, learning=learning, every=every)
         say(plan, budget)
         recomputed, policy.chunk_bytes = plan.recomputed, plan.chunk_bytes
