@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from luthier.kernels import gpu, native
+from luthier.kernels import gpu, native, products
 from luthier.kernels.op import Op, add
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def _chunk_triton(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
 def _chunk_native(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
     if not native.takes(hidden_CD, head.weight_VD):
         return _chunk(hidden_CD, targets_C, head)
-    u_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V)
+    u_CV = products.times_transposed(hidden_CD, head.weight_VD)
+    if head.bias_V is not None:
+        u_CV += head.bias_V
     options = head.scale, head.softcap or 0.0, head.with_slopes, head.with_entropy
     logp_C, entropy_C, v_CV = native.module().score(u_CV, targets_C, *options)
     return logp_C, entropy_C if head.with_entropy else None, *_by_hidden(u_CV, v_CV, head)
@@ -129,8 +131,8 @@ def _chunk_native(hidden_CD: Tensor, targets_C: Tensor, head: _Head) -> _Chunk:
 
 def _by_hidden(u_CV: Tensor, v_CV: Tensor, head: _Head) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients by hidden states of log-probability and entropy from those by raw logits."""
-    du_CD = u_CV @ head.weight_VD if head.with_slopes else None
-    return du_CD, v_CV @ head.weight_VD if head.with_slopes and head.with_entropy else None
+    du_CD = products.times(u_CV, head.weight_VD) if head.with_slopes else None
+    return du_CD, products.times(v_CV, head.weight_VD) if head.with_slopes and head.with_entropy else None
 
 
 class _LinearLogprobs(torch.autograd.Function):

@@ -5,11 +5,14 @@ Shapes: T rows, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from luthier.kernels import gpu
+from luthier.kernels import gpu, products
 from luthier.kernels.op import Op, add
 
 
@@ -32,18 +35,32 @@ def lora_linear_reference(
     return F.linear(x, weight_OI, bias_O) + low * scale
 
 
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """How the large products are computed."""
+
+    times_transposed: Callable[[Tensor, Tensor], Tensor]
+    times: Callable[[Tensor, Tensor], Tensor]
+
+
+_TORCH = _Products(lambda x_TI, w_OI: x_TI @ w_OI.t(), torch.matmul)
+_NATIVE = _Products(products.times_transposed, products.times)
+
+
 class _LoraLinear(torch.autograd.Function):
     """Adds the low-rank product into the output in place; A and B may be float32 beside a bfloat16 weight."""
 
     @staticmethod
-    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale, keep, dropout):
+    def forward(ctx, x, weight_OI, bias_O, a_RI, b_OR, scale, keep, dropout, how):
         x_TI = x.flatten(0, -2)
         keep_TI = None if keep is None else keep.flatten(0, -2)
         low_TR = _seen(x_TI, keep_TI, dropout) @ a_RI.to(x.dtype).t()
-        y_TO = F.linear(x_TI, weight_OI, bias_O)
+        y_TO = how.times_transposed(x_TI, weight_OI)
+        if bias_O is not None:
+            y_TO += bias_O
         y_TO.addmm_(low_TR, b_OR.to(x.dtype).t(), alpha=scale)
         ctx.save_for_backward(x_TI, weight_OI, a_RI, b_OR, low_TR, keep_TI)
-        ctx.scale, ctx.dropout, ctx.shape = scale, dropout, x.shape
+        ctx.scale, ctx.dropout, ctx.shape, ctx.how = scale, dropout, x.shape, how
         return y_TO.view(*x.shape[:-1], weight_OI.shape[0])
 
     @staticmethod
@@ -54,7 +71,7 @@ class _LoraLinear(torch.autograd.Function):
         d_low_TR = d_TO @ b_OR.to(dtype)
         d_x = d_weight = d_bias = d_a = None
         if ctx.needs_input_grad[0]:
-            d_x = d_TO @ weight_OI
+            d_x = ctx.how.times(d_TO, weight_OI)
             if keep_TI is None:
                 d_x.addmm_(d_low_TR, a_RI.to(dtype), alpha=ctx.scale)
             else:
@@ -67,7 +84,7 @@ class _LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             d_a = (d_low_TR.t() @ _seen(x_TI, keep_TI, ctx.dropout)).to(a_RI.dtype).mul_(ctx.scale)
         d_b = (d_TO.t() @ low_TR).to(b_OR.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        return d_x, d_weight, d_bias, d_a, d_b, None, None, None
+        return d_x, d_weight, d_bias, d_a, d_b, None, None, None, None
 
 
 def _seen(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
@@ -98,24 +115,33 @@ LORA_LINEAR = add(
             _sample(0, 4, 4, 1, with_bias=False),
             _sample(64, 96, 48, 16, with_bias=True),
             _sample(9, 24, 16, 4, with_bias=True, dropout=0.25),
+            _sample(67, 130, 200, 8, with_bias=True),
+            _sample(300, 66, 77, 8, with_bias=False),
         ],
     )
 )
 
 
-@LORA_LINEAR.backend("torch")
-def lora_linear(
-    x: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    a_RI: Tensor,
-    b_OR: Tensor,
-    scale: float,
-    keep: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Compute the layer as the reference does, with three matrix products forward and five back."""
-    return _LoraLinear.apply(x, weight_OI, bias_O, a_RI, b_OR, scale, keep, dropout)  # pyright: ignore[reportReturnType]
+def _by(how: _Products) -> Callable[..., Tensor]:
+    """Return the layer with three matrix products forward and five back, the large ones computed by `how`."""
+
+    def call(
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+        keep: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        return _LoraLinear.apply(x, weight_OI, bias_O, a_RI, b_OR, scale, keep, dropout, how)  # pyright: ignore[reportReturnType]
+
+    return call
+
+
+lora_linear_native = LORA_LINEAR.backend("native", products.unusable, device="cpu")(_by(_NATIVE))
+lora_linear = LORA_LINEAR.backend("torch")(_by(_TORCH))
 
 
 @LORA_LINEAR.backend("triton", gpu.unusable, device="cuda")

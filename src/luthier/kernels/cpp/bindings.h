@@ -8,6 +8,7 @@ namespace luthier {
 void bind_attention(pybind11::module_& m);
 void bind_fused(pybind11::module_& m);
 void bind_decoder(pybind11::module_& m);
+void bind_matmul(pybind11::module_& m);
 void bind_quantized(pybind11::module_& m);
 void bind_scores(pybind11::module_& m);
 
