@@ -2,7 +2,7 @@
 
 python benchmarks/scale.py --rows FILE.json [--rounds 3]
 
-1. Cost per token as a packed row grows from 512 to 16,384 tokens, attention left out.
+1. Cost per token as sequences grow from 512 to 16,384 tokens, attention left out; a batch always has 16,384 tokens.
 2. Cost per row of reading from the token cache and packing, from 1,000 to 100,000 rows.
 3. Multiplications that a step needs, over its time and over the measured speed of products of the same sizes.
 """
@@ -88,14 +88,13 @@ def context(policy: Policy, rounds: int) -> None:
     lengths = (512, 2048, 8192, 16384)
     batches = {}
     for length in lengths:
-        ids = torch.randint(1000, 40_000, (length + 1,), generator=draw).tolist()
-        batches[length] = pack([[Segment(tokens=ids, weight=[0.0] + [1.0] * length)]])
+        rows = torch.randint(1000, 40_000, (lengths[-1] // length, length + 1), generator=draw).tolist()
+        batches[length] = pack([[Segment(tokens=ids, weight=[0.0] + [1.0] * length)] for ids in rows])
     found: dict[int, list[float]] = {length: [] for length in lengths}
     for _ in range(rounds):
         for length, batch in batches.items():
-            repeats = max(1, 2048 // length)
-            whole = seconds_of(lambda b=batch, r=repeats: [step_of(policy, b) for _ in range(r)]) / repeats
-            found[length].append((whole - attention_seconds(policy, batch)) / length * 1e3)
+            whole = seconds_of(lambda b=batch: step_of(policy, b))
+            found[length].append((whole - attention_seconds(policy, batch)) / batch.num_tokens * 1e3)
     costs = {length: round(median(values), 4) for length, values in found.items()}
     spread = max(costs.values()) / min(costs.values()) - 1
     line = {"measure": "milliseconds_a_token_by_context", **{str(k): v for k, v in costs.items()}}
@@ -173,16 +172,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="JSON list of alpaca rows")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["share", "rows", "context"])
     options = parser.parse_args()
     prepare_process()
     print(json.dumps({"processor": processor_name()}), flush=True)
     dtypes = ["float32", "bfloat16"] if has_fast_bfloat16() else ["float32"]
     for dtype in dtypes:
         _, policy, units = load(dtype, options.rows.resolve())
-        share(dtype, policy, units, options.rounds)
-        if dtype == dtypes[-1]:
-            rows_read(units)
-            context(policy, options.rounds)
+        last = dtype == dtypes[-1]
+        parts = {
+            "share": lambda p=policy, u=units, d=dtype: share(d, p, u, options.rounds),
+            "rows": lambda u=units, is_last=last: rows_read(u) if is_last else None,
+            "context": lambda p=policy, is_last=last: context(p, options.rounds) if is_last else None,
+        }
+        for name, measure in parts.items():
+            if options.only in (None, name):
+                measure()
 
 
 if __name__ == "__main__":
