@@ -134,3 +134,11 @@ def test_muon_turns_matrices_only(tiny: Path, rows: Path, tmp_path: Path) -> Non
     full = {"lora_rank": None, "finetuning_type": "full", "optim": "muon", "output_dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match="muon turns matrices only"):
         train(settings(tiny, rows, **full), quiet=True)
+
+
+@pytest.mark.parametrize("more", [{}, {"finetuning_type": "freeze", "freeze_trainable_layers": 2, "lora_rank": None}])
+def test_every_family_is_estimated(family_folder: Path, rows: Path, more: dict) -> None:
+    """Kinds of layers that take turns, and tunings that name a number of layers, included."""
+    found = estimate(settings(family_folder, rows, **more))
+    assert found.memory["activations and gradients"] > 0
+    assert found.seconds > 0

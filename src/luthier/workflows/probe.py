@@ -1,4 +1,4 @@
-"""What a step of a model costs, measured on models of the same kind with one layer and with a few, on real batches.
+"""What a step of a model costs, measured on two models of the same kind with few layers, on real batches.
 
 A step's memory and time grow by the same amount with every layer. So two short models tell what any number of layers
 takes, whatever the family, the tuning, the kernels and the number format are.
@@ -7,6 +7,7 @@ takes, whatever the family, the tuning, the kernels and the number format are.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from luthier.models.device import Placement
 
 ROUNDS = 3
+OUT_OF_CACHE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class _Measured:
 def probe(config: RunConfig, placement: Placement, base: str, batches: Batches, chunk_bytes: int) -> Probe:
     """Measure; takes a few steps of models with few layers."""
     facts, may_recompute = _facts(base, config), config.train.gradient_checkpointing or bool(config.train.memory_budget)
-    layers = (1, 1 + _period(facts))
+    layers = _lengths(facts, config)
     # What is drawn here must not move what training draws.
     with torch.random.fork_rng():
         found = {
@@ -134,6 +136,19 @@ def _period(facts: Any) -> int:
     """Return after how many layers their kinds repeat: 1 where all are alike."""
     kinds = list(getattr(facts, "layer_types", None) or [])
     return next((p for p in range(1, len(kinds)) if all(a == b for a, b in zip(kinds, kinds[p:], strict=False))), 1)
+
+
+def _lengths(facts: Any, config: RunConfig) -> tuple[int, int]:
+    """Return the lengths of two short models whose difference is some layers that are not trained specially.
+
+    The longer one is too large for caches, as whole models are.
+    """
+    # Tunings that name a number of layers train these in both.
+    first = 1 + abs(getattr(config.tuning, "layers", 0))
+    period = _period(facts)
+    bytes_of_layer = 4 * 12 * facts.hidden_size**2
+    wanted = math.ceil(OUT_OF_CACHE_BYTES / (bytes_of_layer * period))
+    return first, first + period * max(1, min(wanted, facts.num_hidden_layers // period))
 
 
 def _measure(
@@ -182,8 +197,8 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
 
     short = copy.deepcopy(facts)
     short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None):
-        short.layer_types = short.layer_types[:layers]
+    if kinds := getattr(short, "layer_types", None):
+        short.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     register_attention()
     packed = config.model.kernels == "auto" and bool(family_of(facts.model_type).kernels)
     # Drawing random weights for a large vocabulary takes longer than the probe.
