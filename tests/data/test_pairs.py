@@ -185,9 +185,8 @@ def test_template_that_rewrites_answers_takes_one_a_side() -> None:
         "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last or m.role != 'assistant' else '-' }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    turn = lambda role, text: Message(role=role, content=text)  # noqa: E731
-    several = (turn("assistant", "x"), turn("user", "y"), turn("assistant", "z"))
-    example = Example(context=(turn("user", "q"),), endings=((turn("assistant", "a"),), several))
+    question, answer = Message(role="user", content="q"), Message(role="assistant", content="a")
+    example = Example(context=(question,), endings=((answer,), (answer, question, answer)))
     with pytest.raises(RowError, match=r"one answer, because this template rewrites earlier ones, found 2 answers"):
         ChatTemplate(tokenizer).render(example)
 
