@@ -11,6 +11,7 @@ from helpers import segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.core.paths import replacing
 from luthier.core.types import Segment
 from luthier.data.loader import Layout, MapLoader
 from luthier.data.pack import MIN_SHARED_TOKENS, pack, plan_batches
@@ -126,6 +127,19 @@ def test_mixing_by_weight() -> None:
     assert 15 <= len([r for r in under if r < 200]) <= 70
     assert set(over) == set(range(240))
     assert len([r for r in over if r >= 200]) > 120
+
+
+def test_two_processes_may_save_one_store_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with replacing(path) as slower:
+        slower.write_bytes(b"half")
+        store([5, 4]).save(path, {"rows": 9})
+        slower.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(FileNotFoundError), replacing(path) as failing:
+        failing.unlink(missing_ok=False)  # a block that fails
+    assert path.read_bytes() == b"whole"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_store_survives_the_disk(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from luthier.core.paths import replacing
 from luthier.core.types import Segment, Unit
 
 if TYPE_CHECKING:
@@ -64,11 +65,9 @@ class UnitStore(Sequence[Unit]):
 
     def save(self, path: Path, report: dict[str, Any]) -> None:
         """Write the store and `report` to one file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"origins": json.dumps(list(self.origins)), "report": json.dumps(report)}
-        temporary = path.with_suffix(".tmp")
-        save_file(self.arrays, temporary, metadata)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(self.arrays, temporary, metadata)
 
     @classmethod
     def load(cls, path: Path) -> tuple[UnitStore, dict[str, Any]]:

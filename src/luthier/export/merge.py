@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import torch
 
 from luthier.core.errors import ModelError, RunError
 from luthier.core.log import logger
-from luthier.core.paths import sync_folder
+from luthier.core.paths import beside, sync_folder
 from luthier.models.device import Placement
 from luthier.models.inspect import check_safetensors
 from luthier.models.load import load_adapter, load_model, load_tokenizer, resolve, resolve_adapter
@@ -38,7 +37,7 @@ def export_target(config: RunConfig) -> Path:
 def export_model(config: RunConfig) -> Path:
     """Write what `export_format` says; whole or not at all. Returns the folder."""
     target = export_target(config)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = beside(target)
     temporary.mkdir(parents=True)
     try:
         _WRITERS[config.export.export_format](config, temporary)

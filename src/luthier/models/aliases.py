@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.core.errors import DependencyError
 from luthier.core.log import logger
-from luthier.core.paths import cache_folder
+from luthier.core.paths import beside, cache_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def _unpack(name: str, file: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = beside(target)
     logger.info("unpacking %s into %s, once", file.name, target)
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # transformers refuses to save a model that came from GGUF while it still calls itself quantized.

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from luthier.core.errors import Interrupted
 from luthier.core.log import logger
+from luthier.core.paths import replacing
 from luthier.data.loader import Layout
 from luthier.data.pack import plan_batches
 
@@ -46,9 +47,8 @@ def attach_reference(
     logp_T = _score(store, reference, rows_per_batch, accelerator, stop)
     logger.info("reference: took %.1f s", time.monotonic() - began)
     if accelerator.is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({STREAM: logp_T}, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").replace(file)
+        with replacing(file) as temporary:
+            save_file({STREAM: logp_T}, temporary)
     store.streams[STREAM] = logp_T
 
 
