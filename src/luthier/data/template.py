@@ -31,28 +31,46 @@ MARK = "\uf8fe"
 """A private-use character that stands in no text worth training on."""
 
 
+NAMES: dict[str, str | None] = {
+    "default": None,
+    "auto": None,
+    "smollm": "chatml",
+    "smollm2": "chatml",
+    "yi": "chatml",
+    "qwen": "chatml",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "phi": None,
+    "phi4": None,
+    "qwen3": None,
+    "qwen3_nothink": None,
+}
+"""Name that users know -> name on our shelf; None is the tokenizer's own."""
+
+
 def shelf_names() -> list[str]:
     """Return the names of the templates that luthier brings."""
     return sorted(p.name.removesuffix(".jinja") for p in files("luthier.data").joinpath("templates").iterdir())
 
 
-def apply_named_template(tokenizer: Any, name: str | None, facts: dict[str, str | None]) -> None:
+def apply_named_template(tokenizer: Any, name: str | None, fitting: Sequence[str] = ()) -> None:
     """Give `tokenizer` the chat template called `name`; None or "default" keeps its own.
 
-    `facts` maps names that users know for this family to names on our shelf, None meaning the tokenizer's own.
-    Raises ConfigError for an unknown name, a missing template, or special tokens that the tokenizer lacks.
+    `fitting`: names that the model's family is used with, for messages. Raises ConfigError for an unknown name, a
+    missing template, or special tokens that the tokenizer lacks.
     """
     own = getattr(tokenizer, "chat_template", None)
-    if name is None or (name in ("default", "auto") and own) or (name in facts and facts[name] is None and own):
+    if name is None or NAMES.get(name, name) is None:
         if own is None:
+            listed = ", ".join(n for n in fitting if n != "default") or ", ".join(shelf_names())
             raise ConfigError(
-                f"this tokenizer brings no chat template; set template to one of: {', '.join(shelf_names())}",
+                f"this tokenizer brings no chat template; set template to one of: {listed}",
                 code="config_no_template",
             )
         return
-    name = facts.get(name) or name
+    name = NAMES.get(name) or name
     if name not in shelf_names():
-        known = [*shelf_names(), *facts]
+        known = [*shelf_names(), *NAMES]
         raise ConfigError(
             f"unknown template {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(sorted(known))}"
         )

@@ -11,9 +11,10 @@ import torch
 from luthier.core.errors import ModelError, RunError
 from luthier.core.log import logger
 from luthier.core.paths import beside, sync_folder
+from luthier.models.adapters import load_adapter
 from luthier.models.device import Placement
 from luthier.models.inspect import check_safetensors
-from luthier.models.load import load_adapter, load_model, load_tokenizer, resolve, resolve_adapter
+from luthier.models.load import load_model, load_tokenizer, resolve, resolve_adapter
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:

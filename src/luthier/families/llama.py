@@ -6,14 +6,14 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("llama",),
-        templates={
-            "default": None,
-            "llama2": "llama2",
-            "llama3": "llama3",
-            "smollm": "chatml",
-            "smollm2": "chatml",
-            "yi": "chatml",
-        },
+        templates=(
+            "default",
+            "llama2",
+            "llama3",
+            "smollm",
+            "smollm2",
+            "yi",
+        ),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )

@@ -6,7 +6,7 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("mistral",),
-        templates={"mistral": "mistral"},
+        templates=("mistral",),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )

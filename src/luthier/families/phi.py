@@ -6,7 +6,10 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("phi3",),
-        templates={"phi": None, "phi4": None},
+        templates=(
+            "phi",
+            "phi4",
+        ),
         kernels=("rms_norm", "layer_norm", "lora_linear", "decoder"),
         lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     )

@@ -6,7 +6,11 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("qwen2", "qwen3"),
-        templates={"qwen": "chatml", "qwen3": None, "qwen3_nothink": None},
+        templates=(
+            "qwen",
+            "qwen3",
+            "qwen3_nothink",
+        ),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )

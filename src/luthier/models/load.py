@@ -12,8 +12,9 @@ import yaml
 
 from luthier.core.anatomy import family_of
 from luthier.core.errors import ModelError
-from luthier.core.log import logger, printable, say_once
+from luthier.core.log import first_line, logger, printable, say_once
 from luthier.core.registry import did_you_mean
+from luthier.models.adapters import load_adapter
 from luthier.models.aliases import ALIASES, locate
 from luthier.models.inspect import check_folder
 from luthier.models.patch import FOREST, install, plain_attention, register_attention
@@ -105,7 +106,7 @@ def load_tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
             folder, revision=config.model_revision, trust_remote_code=config.allow_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"tokenizer of {files.public_base}: {_first_line(error)}", code="model_missing") from error
+        raise ModelError(f"tokenizer of {files.public_base}: {first_line(error)}", code="model_missing") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -140,25 +141,9 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
         )
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(
-            f"model {files.public_base} cannot be loaded: {_first_line(error)}", code="model_missing"
+            f"model {files.public_base} cannot be loaded: {first_line(error)}", code="model_missing"
         ) from error
     return model.to(placement.device).requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300).strip("'")
-
-
-def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
-    """Put an adapter folder onto the base model. Raises ModelError when the shapes differ."""
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"adapter {adapter} does not fit this base model: {_first_line(error)}", code="model_adapter"
-        ) from error
 
 
 def put_kernels(model: Any, config: ModelConfig, *, quiet: bool = False) -> None:

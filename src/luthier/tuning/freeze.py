@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Freeze:
     """Train the last (or first) decoder layers only."""
 
-    packable: ClassVar[bool] = True
+    base_learns: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     layers: int = 2
     """Decoder layers that learn: the last n, or the first n when negative."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Full:
     """Train all weights: the most memory, the most change."""
 
-    packable: ClassVar[bool] = True
+    base_learns: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> nn.Module:

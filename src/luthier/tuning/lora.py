@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Lora:
     """Train a low-rank addition to the linear layers: y = W x + scale * B (A x), with B = 0 at the start."""
 
-    packable: ClassVar[bool] = True
+    base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the addition."""

@@ -44,7 +44,7 @@ class Data:
 
 def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTemplate:
     """Return the chat template that the settings ask for."""
-    apply_named_template(tokenizer, config.template, dict(family_of(model_type).templates))
+    apply_named_template(tokenizer, config.template, family_of(model_type).templates)
     options = {} if config.enable_thinking is None else {"enable_thinking": config.enable_thinking}
     return ChatTemplate(tokenizer, config.train_on_prompt, config.mask_history, config.default_system, options)
 
@@ -112,12 +112,12 @@ def _split(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def make_layout(config: RunConfig, *, packable: bool, rank: int = 0, num_ranks: int = 1) -> Layout:
+def make_layout(config: RunConfig, *, rank: int = 0, num_ranks: int = 1) -> Layout:
     """Return how rows form batches."""
     packing = config.objective.rows == "text" if config.data.packing is None else config.data.packing
     return Layout(
-        rows_per_batch=config.train.per_device_train_batch_size if packable else 1,
-        fill_tokens=config.data.cutoff_len if packing and packable else None,
+        rows_per_batch=config.train.per_device_train_batch_size,
+        fill_tokens=config.data.cutoff_len if packing else None,
         batches_per_window=config.train.gradient_accumulation_steps,
         rank=rank,
         num_ranks=num_ranks,

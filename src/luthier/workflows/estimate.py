@@ -59,13 +59,13 @@ def estimate(config: RunConfig) -> Estimate:
     Raises ConfigError when `memory_budget` cannot be met.
     """
     prepare_process(config.model.threads)
-    placement = place(config.model, base_learns=not hasattr(config.tuning, "rank"))
+    placement = place(config.model, base_learns=config.tuning.base_learns)
     files = resolve(config.model.model_name_or_path)
     model = _shell(files.base, config)
     every, learning = parameter_counts(model)
     preparer = make_preparer(load_tokenizer(files, config.model), config, plain_model(model).config.model_type)
     data = read_data(config, preparer)
-    loader, _ = make_loaders(config, data, preparer, make_layout(config, packable=config.tuning.packable))
+    loader, _ = make_loaders(config, data, preparer, make_layout(config))
     sizes, steps = look_at(config, loader), total_steps(config.train, loader)
     warmup_steps(config.train, steps)
     plan = plan_memory(config, placement, files.base, model, sizes, learning=learning, every=every)

@@ -11,7 +11,8 @@ from luthier.config.load import dump
 from luthier.core.errors import ModelError
 from luthier.core.log import logger
 from luthier.core.paths import cache_folder
-from luthier.models.load import ModelFiles, load_adapter, load_model, load_tokenizer, put_kernels, resolve
+from luthier.models.adapters import has_adapter, load_adapter
+from luthier.models.load import ModelFiles, load_model, load_tokenizer, put_kernels, resolve
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference, with_first_adapter, without_adapter
 from luthier.training.reference import attach_reference
@@ -50,7 +51,7 @@ def make_reference(
                 code="model_reference",
             )
         logger.info("reference: %s", name)
-    elif hasattr(policy.model, "peft_config"):
+    elif has_adapter(policy.model):
         logger.info("reference: %s", f"adapter {continued} as it is now" if continued else "the model without adapter")
         return with_first_adapter(policy, base, continued) if continued else without_adapter(policy, base)
     else:

@@ -17,10 +17,10 @@ from luthier.core.errors import LuthierError
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.kernels.cpu import prepare_process
+from luthier.models.adapters import is_adapter, load_adapter, save_trained
 from luthier.models.device import Placement, place
 from luthier.models.load import (
     ModelFiles,
-    load_adapter,
     load_model,
     load_tokenizer,
     parameter_counts,
@@ -95,7 +95,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     parts = _assemble(config, resume)
     data = read_data(config, parts.preparer)
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    layout = make_layout(config, packable=config.tuning.packable, rank=rank, num_ranks=num_ranks)
+    layout = make_layout(config, rank=rank, num_ranks=num_ranks)
     loader, eval_loader = make_loaders(config, data, parts.preparer, layout)
     _save_memory(config, parts, loader)
     with (
@@ -153,11 +153,10 @@ class _Parts:
 
 def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     """Load the model, from the checkpoint when there is one, and put tuning and kernels on it."""
-    base_learns = not hasattr(config.tuning, "rank")
-    placement = place(config.model, base_learns=base_learns)
+    placement = place(config.model, base_learns=config.tuning.base_learns)
     logger.info("device: %s", placement.reason)
     files = resolve(config.model.model_name_or_path)
-    if resume is not None and not (resume.path / "adapter_config.json").is_file():
+    if resume is not None and not is_adapter(resume.path):
         files = ModelFiles(str(resume.path), None, files.public_base)
     tokenizer = load_tokenizer(files, config.model)
     model = load_model(files, config.model, placement)
@@ -169,12 +168,7 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
 
     def save_model(folder: Path) -> None:
-        # A second adapter may serve as the reference: only the one that learns is the result.
-        only = {"save_embedding_layers": False, "selected_adapters": ["default"]}
-        options = only if hasattr(model, "peft_config") else {}
-        for adapter in getattr(model, "peft_config", {}).values():
-            adapter.base_model_name_or_path = files.public_base
-        model.save_pretrained(folder, **options)
+        save_trained(model, folder, files.public_base)
         tokenizer.save_pretrained(folder)
 
     policy = Policy(model, autocast=placement.autocast)
@@ -206,11 +200,11 @@ def _continued_adapter(config: RunConfig, files: ModelFiles) -> Path | None:
 
 
 def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None) -> Any:
-    if resume is not None and (resume.path / "adapter_config.json").is_file():
+    if resume is not None and is_adapter(resume.path):
         return load_adapter(model, resume.path, trainable=True)
     if adapter is None:
         return config.tuning.apply(model)
-    if not hasattr(config.tuning, "rank"):
+    if config.tuning.base_learns:
         raise LuthierError(f"{adapter} is an adapter; it is continued with finetuning_type: lora", code="config")
     logger.info("continuing adapter %s with its own rank and targets", adapter)
     return load_adapter(model, adapter, trainable=True)
