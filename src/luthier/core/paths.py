@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from luthier.core.faults import fault_point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 def cache_folder(*parts: str) -> Path:
@@ -35,7 +35,7 @@ def beside(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Give a name to write to; it becomes `path` when the block ends, and vanishes when the block fails.
 
     Several processes may do this at once for the same `path`: each writes a file of its own, the last one stays.
