@@ -37,6 +37,14 @@ class Spans:
             index = self.parent[index]
         return path[::-1]
 
+    def below(self, num_tokens: int) -> Spans:
+        """Return the same forest with one root span of `num_tokens` in front, above all that were roots."""
+        return Spans(
+            (0, *(start + num_tokens for start in self.start)),
+            (num_tokens, *(end + num_tokens for end in self.end)),
+            (-1, *(parent + 1 for parent in self.parent)),
+        )
+
     def visible(self) -> Tensor:
         """Return the dense mask [T, T]: True where the row's token sees the column's token. The specification."""
         num_tokens = max(self.end, default=0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -63,8 +64,11 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast rotation leaves queries and keys in float32 while values are narrower.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
+    prefix = k_KTD.shape[1] - q_HTD.shape[1]  # keys in front of the first token, which no query belongs to
+    if prefix:
+        q_HTD = F.pad(q_HTD, (0, 0, prefix, 0))
     out = FOREST_ATTENTION.choose(query.device.type)[1](q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap)
-    return out[None], None
+    return out[None, prefix:], None
 
 
 def _softcapped(

@@ -17,6 +17,7 @@ from luthier.core.batch import PackedBatch, Scores, Spans
 from luthier.kernels.attention import positions_of
 from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.patch import FOREST
+from luthier.models.virtual import Virtual, virtual_tokens
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
 """transformers hands a 4-dimensional mask on as it is; forest attention does not look at it."""
@@ -43,30 +44,33 @@ class Policy(nn.Module):
 
         The cache must stay off: with it, transformers silently lets packed rows see each other.
         """
-        plain = plain_model(self.model)
-        device = batch.input_ids.device
+        plain, device = plain_model(self.model), batch.input_ids.device
         number_format = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
+            virtual = virtual_tokens(self.model)
             hidden_TD = backbone_of(self.model)(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
+                **(_inputs(batch) if virtual is None else virtual.inputs(self.model, batch)),
                 use_cache=False,
-                **self._visibility(plain.config, batch.spans, device),
+                **self._visibility(plain.config, batch.spans, virtual, device),
             ).last_hidden_state[0]
-        hidden_ND = hidden_TD.index_select(0, batch.rows)
+        hidden_ND = hidden_TD.index_select(0, batch.rows if virtual is None else batch.rows + virtual.computed)
         return self._score(
             plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
         )
 
-    def _visibility(self, config: Any, spans: Spans, device: torch.device) -> dict[str, Any]:
+    def _visibility(self, config: Any, spans: Spans, virtual: Virtual | None, device: torch.device) -> dict[str, Any]:
         """Return what tells the model which tokens see which."""
+        if virtual is not None:
+            spans = spans.below(virtual.num_tokens)
         if config._attn_implementation == FOREST:
             return {"attention_mask": _THROUGH.to(device), "forest": spans}
         dtype = self.autocast or next(self.parameters()).dtype
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        # The queries of a prefix are not computed.
+        first = 0 if virtual is None else virtual.num_tokens - virtual.computed
         masks = {
-            kind: _dense_mask(spans, window if kind == "sliding_attention" else None, dtype).to(device)
+            kind: _dense_mask(spans, window if kind == "sliding_attention" else None, dtype)[:, :, first:].to(device)
             for kind in kinds
         }
         return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
@@ -83,6 +87,10 @@ class Policy(nn.Module):
         options = head.bias, scale, softcap, with_entropy, self.chunk_bytes
         logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, *options)
         return Scores(logp=logp_N, entropy=entropy_N)
+
+
+def _inputs(batch: PackedBatch) -> dict[str, Any]:
+    return {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
 
 
 def _dense_mask(spans: Spans, window: int | None, dtype: torch.dtype) -> Tensor:
