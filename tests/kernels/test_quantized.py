@@ -60,13 +60,14 @@ def test_an_8_bit_weight_exists_once() -> None:
                 weight.to("cpu")
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_nf4_equals_bitsandbytes(shape: tuple[int, int]) -> None:
+def test_4_bits_equal_bitsandbytes(shape: tuple[int, int], kind: str) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     w = torch.randn(shape)
     w[0, :2] = torch.tensor([0.0, 40.0])
-    codes, state = functional.quantize_4bit(w, blocksize=64, quant_type="nf4")
-    weight = Nf4Weight.of(w)
+    codes, state = functional.quantize_4bit(w, blocksize=64, quant_type=kind)
+    weight = Nf4Weight.of(w, kind=kind)
     assert torch.equal(weight.codes_B, codes[:, 0])
     assert torch.equal(weight.absmax_N, state.absmax)
     assert torch.equal(dequantize(weight), functional.dequantize_4bit(codes, state))
@@ -87,6 +88,35 @@ def test_scales_in_8_bits_are_those_of_bitsandbytes_or_nearer(shape: tuple[int, 
     assert nearer_N.all()
     if len(exact_N) > 100:
         assert (weight.absmax_N == state.absmax).float().mean() > 0.95
+
+
+def test_an_8_bit_weight_comes_back_out_of_the_packed_form() -> None:
+    if reason := next(b for b in INT8_LINEAR.backends if b.name == "native").unusable():
+        pytest.skip(reason)
+    w = torch.randn(37, 70)
+    w[3] = 0
+    kept, packed = Int8Weight.of(w), Int8Weight.of(w).pack()
+    assert packed.codes_OK is None
+    assert torch.equal(packed.parts()["codes_OK"], kept.parts()["codes_OK"])
+    torch.testing.assert_close(packed.parts()["scale_OG"], kept.parts()["scale_OG"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_low_rank_addition_goes_into_the_product(dropout: float) -> None:
+    parts = [torch.randn(*shape).requires_grad_() for shape in ((9, 64), (4, 64), (40, 4))]
+    weight = Nf4Weight.of(torch.randn(40, 64))
+    keep = torch.rand(9, 64) >= dropout if dropout else None
+
+    def gradients(y: torch.Tensor) -> list[torch.Tensor]:
+        return [y, *torch.autograd.grad(y.square().sum(), parts)]
+
+    x, a, b = parts
+    seen = x if keep is None else x * keep / (1 - dropout)
+    expected = gradients(x @ dequantize(weight).t() + 0.5 * (seen @ a.t() @ b.t()))
+    for backend in usable(NF4_LINEAR):
+        found = gradients(panels.add_low_rank(backend.call(x, weight), x, a, b, 0.5, keep, dropout))
+        for want, have in zip(expected, found, strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-3)
 
 
 def test_nf4_bytes() -> None:

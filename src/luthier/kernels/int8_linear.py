@@ -53,6 +53,18 @@ class Int8Weight:
             return self.packed.num_bytes
         return sum(part.nbytes for part in self._parts())
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return codes and scales by name; `replace(weight, **parts)` takes others of the same shapes.
+
+        Out of the packed form codes come exactly, scales to the last bit of their numbers.
+        """
+        whole = (self.codes_OK, self.scale_OG) if self.packed is None else self._unpacked()
+        return dict(zip(("codes_OK", "scale_OG"), whole, strict=True))  # pyright: ignore[reportReturnType]
+
+    def _unpacked(self) -> tuple[Tensor, Tensor]:
+        # Each group holds a code of 127 or -127, so that quantizing again finds the same scale.
+        return quantize_groups(self.rows(0, self.shape[0], torch.float32))
+
     def pack(self) -> Int8Weight:
         """Move the codes into the form of our C++, once."""
         if self.packed is None:

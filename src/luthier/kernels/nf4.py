@@ -1,8 +1,9 @@
-"""4-bit NormalFloat (QLoRA, arXiv:2305.14314): quantize, dequantize, and a frozen linear layer of such a weight.
+"""4-bit weights (QLoRA, arXiv:2305.14314): quantize, dequantize, and a frozen linear layer of such a weight.
 
 Numbers are taken in blocks of 64 in memory order, so that blocks may cross rows. A code is the nearest of 16 levels
-of x / max |x| of the block (section 3, levels of appendix E); two codes a byte, the first one in the high half, as in
-bitsandbytes. Double quantization keeps the block scales in 8 bits, in blocks of 256 around their mean.
+of x / max |x| of the block; two codes a byte, the first one in the high half, as in bitsandbytes. The levels are those
+of NormalFloat (section 3, appendix E), or of a number of sign, two bits of exponent and one of fraction (FP4), in
+bitsandbytes' order of codes. Double quantization keeps the block scales in 8 bits, in blocks of 256 around their mean.
 Shapes: T rows, I inputs, O outputs, N blocks, B bytes.
 """
 
@@ -24,6 +25,12 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+FP4_LEVELS = (
+    0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25,
+    0.0, -0.005208333333, -0.66666667, -1.0, -0.33333333, -0.5, -0.16666667, -0.25,
+)  # fmt: skip
+TABLES = {"nf4": LEVELS, "fp4": FP4_LEVELS}
+"""Kind of 4-bit number -> what each code stands for."""
 FEW_ROWS = {torch.float32: 64, torch.bfloat16: 16}
 """Up to here a product that never makes the dense weight is at least as fast as one of dense panels: measured on two
 cores with 576 x 1536 and 2048 x 8192, whose float32 products are slower, so that dense panels pay off later."""
@@ -32,9 +39,16 @@ FEW_ROWS_ON_GPU = 16
 
 
 @cache
-def levels(device: torch.device) -> Tensor:
-    """Return the 16 levels."""
-    return torch.tensor(LEVELS, device=device)
+def levels(device: torch.device, kind: str = "nf4") -> Tensor:
+    """Return what the 16 codes of a kind stand for."""
+    return torch.tensor(TABLES[kind], device=device)
+
+
+@cache
+def _rising(device: torch.device, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the levels from the lowest on, and their codes."""
+    order = sorted(range(16), key=TABLES[kind].__getitem__)
+    return levels(torch.device("cpu"), kind)[order].to(device), torch.tensor(order, device=device, dtype=torch.uint8)
 
 
 @cache
@@ -69,14 +83,17 @@ class Nf4Weight:
     outer: Tensor | None = None
     """Scales of blocks of 256 scales, and behind them the mean of all; None where scales are float32."""
     block_size: int = BLOCK
+    kind: str = "nf4"
+    """Name of the table of levels."""
 
     @classmethod
-    def of(cls, weight_OI: Tensor, *, double: bool = False, block_size: int = BLOCK) -> Nf4Weight:
+    def of(cls, weight_OI: Tensor, *, double: bool = False, block_size: int = BLOCK, kind: str = "nf4") -> Nf4Weight:
         """Quantize a dense matrix; `double` quantizes the scales too (section 3, Double Quantization)."""
-        codes, absmax_N = _quantize(weight_OI.detach(), levels(weight_OI.device), block_size)
-        codes = F.pad(codes, (0, codes.numel() % 2), value=LEVELS.index(0.0))
+        table, code_of = _rising(weight_OI.device, kind)
+        ranks, absmax_N = _quantize(weight_OI.detach(), table, block_size)
+        codes = F.pad(code_of[ranks.int()], (0, ranks.numel() % 2), value=TABLES[kind].index(0.0))
         shape = weight_OI.shape[0], weight_OI.shape[1]
-        weight = cls(shape, codes[::2] << 4 | codes[1::2], absmax_N, block_size=block_size)
+        weight = cls(shape, codes[::2] << 4 | codes[1::2], absmax_N, block_size=block_size, kind=kind)
         if not double or not absmax_N.numel():
             return weight
         mean = absmax_N.mean()
@@ -86,7 +103,17 @@ class Nf4Weight:
     @property
     def num_bytes(self) -> int:
         """Bytes of codes and scales."""
-        return sum(part.nbytes for part in (self.codes_B, self.absmax_N, self.outer) if part is not None)
+        return sum(part.nbytes for part in self.parts().values())
+
+    @property
+    def table(self) -> Tensor:
+        """What the 16 codes stand for, where the codes are."""
+        return levels(self.codes_B.device, self.kind)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return codes and scales by name; `replace(weight, **parts)` takes others of the same shapes."""
+        found = {"codes_B": self.codes_B, "absmax_N": self.absmax_N, "outer": self.outer}
+        return {name: part for name, part in found.items() if part is not None}
 
     def to(self, device: torch.device | str) -> Nf4Weight:
         """Return the same weight on another device."""
@@ -106,7 +133,7 @@ class Nf4Weight:
         bytes_B = self.codes_B[begin // 2 : (end + 1) // 2]
         codes = torch.stack([bytes_B >> 4, bytes_B & 15], 1).flatten()[begin % 2 :][: end - begin]
         block_of = torch.arange(begin, end, device=codes.device) // self.block_size
-        dense = levels(codes.device)[codes.int()] * self.scales()[block_of]
+        dense = self.table[codes.int()] * self.scales()[block_of]
         return dense.view(last - first, self.shape[1]).to(dtype)
 
 
@@ -120,13 +147,16 @@ def nf4_linear_reference(x: Tensor, weight: Nf4Weight, bias_O: Tensor | None = N
     return F.linear(x, dequantize(weight, x.dtype), bias_O)
 
 
-def _sample(inputs: int, outputs: int, *rows: int, bias: bool = False, double: bool = False, block_size: int = BLOCK):
+def _sample(
+    inputs: int, outputs: int, *rows: int, bias: bool = False, double: bool = False, block_size: int = BLOCK,
+    kind: str = "nf4",
+):  # fmt: skip
     def make(dtype: torch.dtype) -> tuple[object, ...]:
         generator = torch.Generator().manual_seed(inputs)
         x = torch.randn(inputs, *rows, generator=generator).to(dtype).movedim(0, -1)
         weight_OI = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
         bias_O = torch.randn(outputs, generator=generator).to(dtype) if bias else None
-        return x, Nf4Weight.of(weight_OI, double=double, block_size=block_size), bias_O
+        return x, Nf4Weight.of(weight_OI, double=double, block_size=block_size, kind=kind), bias_O
 
     return make
 
@@ -142,6 +172,8 @@ NF4_LINEAR = add(
             _sample(192, 130, 3, bias=True, double=True),
             _sample(256, 66, 67, bias=True, block_size=128),
             _sample(101, 67, 40, double=True),
+            _sample(192, 130, 3, kind="fp4"),
+            _sample(101, 67, 40, bias=True, double=True, kind="fp4"),
         ],
     )
 )
@@ -164,8 +196,9 @@ class _Rows:
         if self.backend == "triton":
             from luthier.kernels.triton.nf4 import rows
 
-            return rows(weight.codes_B, self.scale_N, weight.block_size, (first, last, weight.shape[1]), dtype)
-        parts = weight.codes_B, self.scale_N, levels(weight.codes_B.device), weight.block_size
+            where = first, last, weight.shape[1]
+            return rows(weight.codes_B, self.scale_N, weight.table, weight.block_size, where, dtype)
+        parts = weight.codes_B, self.scale_N, weight.table, weight.block_size
         return native.module().nf4_rows(*parts, first, last - first, weight.shape[1], dtype == torch.bfloat16)
 
 
@@ -180,7 +213,7 @@ def nf4_linear_native(x: Tensor, weight: Nf4Weight, bias_O: Tensor | None = None
     def forward(x_TI: Tensor) -> Tensor:
         if len(x_TI) > FEW_ROWS[x.dtype] or not whole:
             return panels.product(x_TI, dense)
-        parts = weight.codes_B, dense.scale_N, levels(x.device), weight.block_size
+        parts = weight.codes_B, dense.scale_N, weight.table, weight.block_size
         return native.module().nf4_product(x_TI.float(), *parts, weight.shape[0]).to(x.dtype)
 
     return panels.frozen_linear(x, dense, bias_O, forward)
@@ -196,7 +229,7 @@ def nf4_linear_triton(x: Tensor, weight: Nf4Weight, bias_O: Tensor | None = None
     def forward(x_TI: Tensor) -> Tensor:
         if len(x_TI) > FEW_ROWS_ON_GPU:
             return panels.product(x_TI, dense)
-        return product(x_TI, weight.codes_B, dense.scale_N, weight.block_size, weight.shape[0])
+        return product(x_TI, weight.codes_B, dense.scale_N, weight.table, weight.block_size, weight.shape[0])
 
     return panels.frozen_linear(x, dense, bias_O, forward)
 

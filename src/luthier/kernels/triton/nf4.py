@@ -1,4 +1,4 @@
-"""4-bit NormalFloat on a GPU: rows made dense, and a product of few rows that looks levels up on the way.
+"""4-bit weights on a GPU: rows made dense, and a product of few rows that looks levels up on the way.
 
 Shapes: T rows, I inputs, O outputs, N blocks, B bytes.
 """
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.nf4 import levels
 from luthier.kernels.triton.dot import dot
 
 COUNT = 1024
@@ -53,23 +52,24 @@ def nf4_product(
     tl.store(y + m[:, None] * columns + n[None, :], total, mask=in_m & in_n)
 
 
-def rows(codes_B: Tensor, scale_N: Tensor, size: int, where: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def rows(
+    codes_B: Tensor, scale_N: Tensor, table: Tensor, size: int, where: tuple[int, int, int], dtype: torch.dtype
+) -> Tensor:
     """Return dense rows; `where` is the first row, the row after the last, and the inputs."""
     first, last, inputs = where
     out = torch.empty(last - first, inputs, dtype=dtype, device=codes_B.device)
     if out.numel():
         grid = (triton.cdiv(out.numel(), COUNT),)
-        table = levels(codes_B.device)
         nf4_rows[grid](codes_B, scale_N, table, out, first * inputs, out.numel(), SIZE=size, BLOCK=COUNT)
     return out
 
 
-def product(x_TI: Tensor, codes_B: Tensor, scale_N: Tensor, size: int, outputs: int) -> Tensor:
+def product(x_TI: Tensor, codes_B: Tensor, scale_N: Tensor, table: Tensor, size: int, outputs: int) -> Tensor:
     """Return x W', [T, O]."""
     y_TO = torch.empty(len(x_TI), outputs, dtype=x_TI.dtype, device=x_TI.device)
     if len(x_TI):
         grid = triton.cdiv(len(x_TI), TILES["ROWS"]), triton.cdiv(outputs, TILES["COLUMNS"])
-        parts = x_TI, codes_B, scale_N, levels(codes_B.device), y_TO
+        parts = x_TI, codes_B, scale_N, table, y_TO
         nf4_product[grid](*parts, *x_TI.shape[:1], outputs, x_TI.shape[1], SIZE=size, **TILES)
     return y_TO
 
