@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from luthier.core.types import Completion, Example, Prompt, RowKind, Sampling
 
 Need = Literal["reference", "values", "entropy", "kl", "rollouts"]
+Packing = Literal["forest", "mask", "alone"]
+"""forest: our attention reads the spans; mask: the model's own attention gets a dense mask; alone: each segment is a
+forward pass of its own, for models whose attention depends on more than a mask and positions."""
 
 
 class Objective(Protocol):
@@ -46,6 +49,10 @@ class Tuning(Protocol):
     def apply(self, model: nn.Module) -> nn.Module:
         """Return `model` with only the wanted parameters learning."""
         ...
+
+    def learning_rate(self, parameter: str, usual: float) -> float:
+        """Return the peak learning rate of a parameter by its name."""
+        return usual
 
 
 class Engine(Protocol):
@@ -92,11 +99,15 @@ class Family:
     """Parameters that hold the weights of all experts of a layer, by path inside the layer."""
     router: str = ""
     """Path of the router inside a layer of a mixture of experts; frozen unless everything learns."""
+    balance: str = ""
+    """Path of transformers' load-balancing loss of this architecture; empty where it has none."""
     gguf: str = ""
     """Name of the architecture in GGUF files; empty where that format has none."""
     quirks: str = ""
     """What is unlike other families, in a sentence for the page of models."""
     norm_offset: float = 0.0
     """Added to a norm's weight before it multiplies: 1.0 in Gemma."""
-    kernels: tuple[str, ...] = ("rms_norm", "layer_norm", "gated_mlp", "attention", "lora_linear", "decoder")
+    packing: Packing = "forest"
+    """How rows that hold several segments are computed."""
+    kernels: tuple[str, ...] = ("rms_norm", "gated_mlp", "attention", "lora_linear")
     """Kernels that are exact for this architecture; "decoder": our engine reads its layers."""

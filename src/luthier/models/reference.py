@@ -5,13 +5,16 @@ Shapes: N predictions.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.models.adapters import add_adapter, exchanged, keep_start, switched_off
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -56,23 +59,13 @@ class Reference:
 
 
 def without_adapter(policy: Policy, base: Path) -> Reference:
-    """Return the base model of `policy`, whose adapter is new: it is off while the reference scores."""
+    """Return the model of `policy` before its new adapter: it is off, or as it began, while the reference scores."""
     model: Any = policy.model
-    return Reference(lambda: policy, files=(base,), borrow=model.disable_adapter)
+    borrow = partial(exchanged, model, NAME) if keep_start(model, NAME) else partial(switched_off, model)
+    return Reference(lambda: policy, files=(base,), borrow=borrow)
 
 
 def with_first_adapter(policy: Policy, base: Path, adapter: Path) -> Reference:
     """Return `policy` as it was when it began to continue `adapter`: a second copy of it that does not learn."""
-    model: Any = policy.model
-    learning = model.active_adapter
-    model.load_adapter(str(adapter), adapter_name=NAME, is_trainable=False)
-
-    @contextmanager
-    def exchanged() -> Iterator[None]:
-        model.set_adapter(NAME)
-        try:
-            yield
-        finally:
-            model.set_adapter(learning)
-
-    return Reference(lambda: policy, files=(base, adapter), borrow=exchanged)
+    add_adapter(policy.model, adapter, NAME)
+    return Reference(lambda: policy, files=(base, adapter), borrow=partial(exchanged, policy.model, NAME))

@@ -24,13 +24,25 @@ def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def make_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer; weight decay acts on matrices, not on biases and norms."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return _OPTIMIZERS[config.optim]([group for group in groups if group["params"]], config)
+def usual_rate(parameter: str, usual: float) -> float:
+    """Return the learning rate of the settings for every parameter."""
+    return usual
+
+
+def make_optimizer(
+    config: TrainConfig, parameters: dict[str, nn.Parameter], rate_of: Callable[[str, float], float] = usual_rate
+) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay acts on matrices, not on biases and norms.
+
+    `rate_of`: name of a parameter and usual rate -> its own peak learning rate.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        rate, is_matrix = rate_of(name, config.learning_rate), parameter.ndim >= 2
+        decay = config.weight_decay if is_matrix else 0.0
+        group = groups.setdefault((rate, is_matrix), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return _OPTIMIZERS[config.optim](list(groups.values()), config)
 
 
 def _adamw(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from luthier.core.log import logger
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
-from luthier.training.optim import learning_parameters, make_optimizer, make_schedule
+from luthier.training.optim import learning_parameters, make_optimizer, make_schedule, usual_rate
 from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
 
@@ -44,6 +44,7 @@ class Trainer:
         objective: Objective,
         config: TrainConfig,
         *,
+        rate_of: Callable[[str, float], float] = usual_rate,
         accelerator: Any,
         loader: Loader,
         eval_loader: MapLoader | None,
@@ -60,7 +61,7 @@ class Trainer:
         self.parameters = learning_parameters(policy)
         self.total_steps = total_steps(config, loader)
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, self.parameters, rate_of)
         self.policy, _ = accelerator.prepare(policy, self.optimizer)
         self.schedule = make_schedule(config, self.optimizer, self.total_steps)
         self.updates = Updates(self.parameters, self.optimizer, self.schedule, self.total_steps, identity)

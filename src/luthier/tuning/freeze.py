@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.config.schema import Names
+from luthier.core.anatomy import decoder_layers
 from luthier.core.errors import ConfigError
+from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
+from luthier.tuning.targets import check_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,13 +18,13 @@ if TYPE_CHECKING:
 
 @TUNINGS.register("freeze")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Freeze:
+class Freeze(Tuning):
     """Train the last (or first) decoder layers only."""
 
     base_learns: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     layers: int = 2
-    """Decoder layers that learn: the last n, or the first n when negative."""
+    """Decoder layers that learn: the last n, or the first n when negative; 0 with extra_modules trains these alone."""
     modules: Names = ("all",)
     """Parts of those layers that learn, such as mlp or self_attn; all takes the whole layer."""
     extra_modules: Names = ()
@@ -29,26 +32,19 @@ class Freeze:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Freeze everything but the chosen layers. Raises ConfigError when a name matches nothing."""
-        from luthier.core.anatomy import decoder_layers
-
         model.requires_grad_(False)
         layers = list(decoder_layers(model))
-        if not 0 < abs(self.layers) <= len(layers):
+        if abs(self.layers) > len(layers) or not (self.layers or self.extra_modules):
             raise ConfigError(f"tuning.layers is {self.layers}; this model has {len(layers)} decoder layers")
         chosen = layers[-self.layers :] if self.layers > 0 else layers[: -self.layers]
-        for name in self.modules:
-            parts = [
-                p for layer in chosen for n, p in layer.named_parameters() if name == "all" or name in n.split(".")
-            ]
-            self._learn(name, parts, sorted({n.split(".")[0] for n, _ in layers[0].named_parameters()}))
-        for name in self.extra_modules:
-            parts = [p for n, p in model.named_parameters() if name in n.split(".") and ".layers." not in n]
-            self._learn(name, parts, sorted({part for n, _ in model.named_parameters() for part in n.split(".")[:-1]}))
+        inside = {part for name, _ in layers[0].named_parameters() for part in name.split(".")[:-1]}
+        check_names(self.modules, {"all", *inside}, "freeze: module")
+        for layer in chosen:
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_("all" in self.modules or not set(self.modules).isdisjoint(name.split(".")))
+        in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        outside = {n: p for n, p in model.named_parameters() if id(p) not in in_layers}
+        check_names(self.extra_modules, {part for n in outside for part in n.split(".")[:-1]}, "freeze: module")
+        for name, parameter in outside.items():
+            parameter.requires_grad_(not set(self.extra_modules).isdisjoint(name.split(".")))
         return model
-
-    @staticmethod
-    def _learn(name: str, parameters: list[nn.Parameter], there: list[str]) -> None:
-        if not parameters:
-            raise ConfigError(f"freeze tuning: no module is called {name!r}; there are: {', '.join(there[:20])}")
-        for parameter in parameters:
-            parameter.requires_grad_(True)

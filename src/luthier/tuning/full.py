@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @TUNINGS.register("full")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Full:
+class Full(Tuning):
     """Train all weights: the most memory, the most change."""
 
     base_learns: ClassVar[bool] = True

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from luthier.config.schema import Names
+from luthier.core.anatomy import family_of, plain_model
 from luthier.core.errors import ConfigError
+from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
+from luthier.tuning.targets import check_names, check_rank, choose_linears, has_tied_head, module_names
 
 if TYPE_CHECKING:
     from torch import nn
 
+EMBEDDINGS = ("embed", "wte")
+"""What the names of input embeddings have in common."""
+
 
 @TUNINGS.register("lora")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
+class Lora(Tuning):
     """Train a low-rank addition to the linear layers: y = W x + scale * B (A x), with B = 0 at the start."""
 
     base_learns: ClassVar[bool] = False
@@ -34,32 +40,86 @@ class Lora:
     """Scale by alpha / sqrt(rank) (arXiv:2312.03732)."""
     dora: bool = False
     """Learn magnitude and direction apart (arXiv:2402.09353)."""
+    init: Literal["zero", "gaussian", "pissa", "olora", "loftq"] = "zero"
+    """Start: zero (B = 0), gaussian (the same, A drawn from a normal distribution), pissa (principal directions of the
+    weight, arXiv:2404.02948), olora (its QR factors, arXiv:2406.01775), loftq (what quantization lost,
+    arXiv:2310.08659)."""
+    pissa_iterations: Annotated[int, Field(ge=0)] = 16
+    """Power iterations of the fast singular value decomposition of pissa; 0 takes the exact one."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict[str, int])
+    """Name of a linear layer, or the end of its path -> its own rank."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict[str, float])
+    """Name of a linear layer, or the end of its path -> its own alpha."""
+    experts: bool = False
+    """Train the weights of a mixture's experts with low rank too; its router stays frozen."""
+    modules_to_save: Names = ()
+    """Modules that learn whole and are saved with the adapter, such as embed_tokens or lm_head."""
+    b_rate_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of B over that of A: LoRA+ (arXiv:2402.12354) takes about 16."""
+    embedding_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of embeddings in modules_to_save; none takes learning_rate."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a peft model whose adapter learns. Raises ConfigError when a target is not in the model."""
         from peft import LoraConfig, get_peft_model
 
-        from luthier.core.anatomy import linear_names
+        from luthier.tuning.parts.starts import START_OF
 
-        there = linear_names(model)
-        targets = sorted(there) if self.targets == ("all",) else list(self.targets)
-        missing = [name for name in targets if name not in there]
-        if missing:
-            raise ConfigError(
-                f"lora_target {missing[0]!r} is no linear layer of this model; it has {', '.join(sorted(there))}"
-            )
-        too_thin = [name for name in targets if self.rank > there[name]]
-        if too_thin:
-            raise ConfigError(
-                f"lora_rank {self.rank} is above the size of {too_thin[0]} ({there[too_thin[0]]}); lower it"
-            )
+        sizes = choose_linears(model, self.targets, "lora_target")
+        check_rank(self.rank, sizes, "lora_rank")
+        check_names(self.modules_to_save, module_names(model), "modules_to_save: module")
+        self._check_patterns(model, sizes)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]  # peft takes floats too
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules=list(sizes),
+            target_parameters=self._experts(model),
             use_rslora=self.rslora,
             use_dora=self.dora,
+            init_lora_weights="gaussian" if self.init == "gaussian" else True,
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern=dict(self.alpha_pattern),
+            modules_to_save=list(self.modules_to_save) or None,
+            # A copy of the embedding that learns must stay the head that it was.
+            ensure_weight_tying=bool(self.modules_to_save) and has_tied_head(model),
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        start = START_OF.get(self.init)
+        if start is not None:
+            start.check(model, self)
+        tuned = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        if start is not None:
+            start.begin(tuned, self.pissa_iterations)
+        return tuned
+
+    def learning_rate(self, parameter: str, usual: float) -> float:
+        """Return the peak learning rate of a parameter by its name."""
+        if "lora_B" in parameter or "lora_embedding_B" in parameter:
+            return usual * self.b_rate_ratio
+        if "modules_to_save" in parameter and any(part in parameter for part in EMBEDDINGS):
+            return self.embedding_rate or usual
+        return usual
+
+    def _check_patterns(self, model: nn.Module, sizes: dict[str, int]) -> None:
+        ends = {name for path, _ in model.named_modules() for name in _ends(path) if path.rpartition(".")[2] in sizes}
+        check_names(self.rank_pattern, ends, "rank_pattern: target")
+        check_names(self.alpha_pattern, ends, "alpha_pattern: target")
+        for name, rank in self.rank_pattern.items():
+            check_rank(rank, {name: sizes[name.rpartition(".")[2]]}, "rank_pattern")
+
+    def _experts(self, model: nn.Module) -> list[str] | None:
+        if not self.experts:
+            return None
+        parameters = list(family_of(plain_model(model).config.model_type).experts)
+        if not parameters:
+            raise ConfigError("experts: true, but this model is no mixture of experts; leave it out")
+        if self.dropout or self.dora:
+            raise ConfigError("experts: true works without lora_dropout and use_dora only; leave them out")
+        return parameters
+
+
+def _ends(path: str) -> list[str]:
+    """Return the ends of a path, the shortest first: c, b.c, a.b.c."""
+    parts = path.split(".")
+    return [".".join(parts[i:]) for i in reversed(range(len(parts)))]

@@ -13,7 +13,7 @@ import torch
 
 from luthier.config.load import dump
 from luthier.core.anatomy import decoder_layers
-from luthier.core.errors import LuthierError
+from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.kernels.cpu import prepare_process
@@ -109,6 +109,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             parts.policy,
             config.objective,
             config.train,
+            rate_of=config.tuning.learning_rate,
             accelerator=accelerator,
             loader=loader,
             eval_loader=eval_loader,
@@ -162,7 +163,7 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     model = load_model(files, config.model, placement)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
     continued = _continued_adapter(config, files)
-    model = _tuned(model, config, continued, resume)
+    model = _tuned(model, config, continued, resume, files.public_base)
     put_kernels(model, config.model)
     every, learning = parameter_counts(model)
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
@@ -199,15 +200,18 @@ def _continued_adapter(config: RunConfig, files: ModelFiles) -> Path | None:
     return resolve_adapter(name) if name else files.adapter
 
 
-def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None) -> Any:
+def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None, base: str) -> Any:
     if resume is not None and is_adapter(resume.path):
-        return load_adapter(model, resume.path, trainable=True)
+        return load_adapter(model, resume.path, trainable=True, resume=True)
     if adapter is None:
         return config.tuning.apply(model)
     if config.tuning.base_learns:
-        raise LuthierError(f"{adapter} is an adapter; it is continued with finetuning_type: lora", code="config")
-    logger.info("continuing adapter %s with its own rank and targets", adapter)
-    return load_adapter(model, adapter, trainable=True)
+        raise ConfigError(
+            f"{adapter} is an adapter, but {type(config.tuning).__name__.lower()} tuning trains the model below it; "
+            "merge the adapter first (luthier export), or set finetuning_type: lora to go on with it"
+        )
+    logger.info("continuing adapter %s with its own settings", adapter)
+    return load_adapter(model, adapter, trainable=True, base=base)
 
 
 def _accelerator(config: RunConfig, path: Path) -> Any:

@@ -1,0 +1,50 @@
+"""A prefix that begins as the keys and values of real tokens.
+
+Shapes: P virtual tokens, L layers, K key heads, C head size, H hidden size of the network, W = L * 2 * K * C.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import ConfigError
+
+
+@torch.no_grad()
+def activations(plain: Any, count: int, text: str) -> Tensor:
+    """Return keys and values of real tokens as peft lays them, [P, L * 2 * K * C]."""
+    ids = _tokens_of(plain, count, text)
+    cache = plain(input_ids=ids[None].to(plain.device), use_cache=True).past_key_values
+    # Layers with a window keep the latest tokens only; the others of such a layer begin as zeros.
+    parts = [x[0] for layer in cache.layers for x in (layer.keys, layer.values)]
+    filled = [torch.nn.functional.pad(x_KPC, (0, 0, count - x_KPC.shape[1], 0)) for x_KPC in parts]
+    return torch.stack(filled, 1).permute(2, 1, 0, 3).reshape(count, -1).float()
+
+
+def _tokens_of(plain: Any, count: int, text: str) -> Tensor:
+    if not text:
+        return torch.randint(plain.config.vocab_size, (count,))
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(plain.name_or_path)(text, add_special_tokens=False).input_ids
+    return torch.tensor((ids * count)[:count])
+
+
+@torch.no_grad()
+def begin_with(encoder: Any, start_PW: Tensor) -> None:
+    """Make `encoder` return `start_PW`: set it, or solve for the last layer of the network."""
+    if not encoder.prefix_projection:
+        encoder.embedding.weight.copy_(start_PW)
+        return
+    *front, last = encoder.transform
+    inner_PH = torch.nn.Sequential(*front)(encoder.embedding.weight)
+    if inner_PH.shape[1] < len(inner_PH):
+        raise ConfigError(
+            f"prefix: hidden is {inner_PH.shape[1]}, below its {len(inner_PH)} tokens, so that the start cannot be "
+            "reached; raise hidden, or set init: random"
+        )
+    last.weight.copy_(torch.linalg.lstsq(inner_PH, start_PW.to(inner_PH.device)).solution.T)
+    last.bias.zero_()
