@@ -13,7 +13,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from helpers import TINY_CONFIGS, Jobs, byte_tokenizer, make_folder
+from helpers import FAMILIES_OF_EVERY_KIND, TINY_CONFIGS, Jobs, byte_tokenizer, make_folder
 
 torch.set_num_threads(1)
 
@@ -31,8 +31,14 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session", params=list(TINY_CONFIGS))
-def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def every_family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random model of each family, tokenizer included."""
+    return make_folder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session", params=FAMILIES_OF_EVERY_KIND)
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random model of each kind of family: for tests that take long."""
     return make_folder(request.param, tmp_path_factory.mktemp(request.param))
 
 

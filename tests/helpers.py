@@ -26,23 +26,70 @@ def _config(name: str, **more: Any) -> Callable[[], Any]:
     def make() -> Any:
         import transformers
 
-        return getattr(transformers, name)(**{**_COMMON, **more})
+        return getattr(transformers, name)(**{k: v for k, v in {**_COMMON, **more}.items() if v is not ...})
 
     return make
 
 
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+_LATENT = {"q_lora_rank": 12, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6,
+           "num_key_value_heads": 4, "head_dim": ...}  # fmt: skip
+_DEEPSEEK = {**_LATENT, **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_MULTIPLIED = {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3,
+               "logits_scaling": 4.0}  # fmt: skip
+_TURNS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
 TINY_CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": _config("LlamaConfig"),
     "llama_tied": _config("LlamaConfig", tie_word_embeddings=True, attention_bias=True),
+    "llama4": _config("Llama4TextConfig", num_local_experts=4, attention_chunk_size=6, intermediate_size_mlp=48,
+                      no_rope_layers=[1, 0], moe_layers=[1], floor_scale=4),
+    "smollm3": _config("SmolLM3Config", no_rope_layers=[1, 0]),
     "qwen2": _config("Qwen2Config"),
+    "qwen2_moe": _config("Qwen2MoeConfig", num_experts=4, shared_expert_intermediate_size=24, **_EXPERTS),
     "qwen3": _config("Qwen3Config"),
+    "qwen3_moe": _config("Qwen3MoeConfig", num_experts=4, mlp_only_layers=[0], **_EXPERTS),
     "mistral": _config("MistralConfig", sliding_window=6),
+    "ministral": _config("MinistralConfig", **_TURNS),
+    "ministral3": _config("Ministral3Config", rope_parameters={
+        "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4}),
+    "mixtral": _config("MixtralConfig", num_local_experts=4, sliding_window=6),
     "gemma": _config("GemmaConfig"),
     "gemma2": _config("Gemma2Config", sliding_window=6, query_pre_attn_scalar=8),
-    "gemma3": _config("Gemma3TextConfig", sliding_window=6, query_pre_attn_scalar=8,
-                      layer_types=["sliding_attention", "full_attention"]),
+    "gemma3": _config("Gemma3TextConfig", query_pre_attn_scalar=8, **_TURNS),
+    "phi": _config("PhiConfig", qk_layernorm=True),
     "phi3": _config("Phi3Config"),
+    "phi4_mini": _config("Phi3Config", tie_word_embeddings=True, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}),
+    "phimoe": _config("PhimoeConfig", num_local_experts=4),
+    "glm": _config("GlmConfig"),
+    "glm4": _config("Glm4Config"),
+    "glm4_moe": _config("Glm4MoeConfig", n_routed_experts=4, first_k_dense_replace=1, use_qk_norm=True, **_EXPERTS),
+    "deepseek_v2": _config("DeepseekV2Config", **_DEEPSEEK),
+    "deepseek_v2_lite": _config("DeepseekV2Config", **{**_DEEPSEEK, "q_lora_rank": None}),
+    "deepseek_v3": _config("DeepseekV3Config", n_group=2, topk_group=1, **_DEEPSEEK),
+    "moonlight": _config("DeepseekV3Config", n_group=1, topk_group=1, **{**_DEEPSEEK, "q_lora_rank": None}),
+    "internlm3": _config("InternLM3Config", qkv_bias=True, bias=True),
+    "minicpm3": _config("MiniCPM3Config", dim_model_base=8, **_LATENT),
+    "falcon": _config("FalconConfig", new_decoder_architecture=True, num_kv_heads=2, head_dim=...,
+                      num_key_value_heads=...),
+    "falcon_7b": _config("FalconConfig", head_dim=..., num_key_value_heads=...),
+    "falcon_alibi": _config("FalconConfig", alibi=True, multi_query=False, parallel_attn=False, bias=True,
+                            head_dim=..., num_key_value_heads=...),
+    "gpt2": _config("GPT2Config", num_key_value_heads=..., head_dim=...),
+    "gpt_neox": _config("GPTNeoXConfig", num_key_value_heads=..., head_dim=...),
+    "granite": _config("GraniteConfig", **_MULTIPLIED),
+    "granitemoe": _config("GraniteMoeConfig", num_local_experts=4, num_experts_per_tok=2, **_MULTIPLIED),
+    "olmo2": _config("Olmo2Config"),
+    "olmo3": _config("Olmo3Config", **_TURNS),
+    "starcoder2": _config("Starcoder2Config", sliding_window=6),
+    "cohere": _config("CohereConfig", use_qk_norm=True, logit_scale=0.25),
+    "cohere2": _config("Cohere2Config", **_TURNS),
+    "gpt_oss": _config("GptOssConfig", num_local_experts=4, num_experts_per_tok=2, **_TURNS, rope_parameters={
+        "rope_type": "default", "rope_theta": 1e4}),
 }  # fmt: skip
+"""Every architecture that has facts, in the forms that its published models take."""
+FAMILIES_OF_EVERY_KIND = ["llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3"]
 
 
 def byte_tokenizer() -> Any:

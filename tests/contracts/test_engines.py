@@ -8,6 +8,7 @@ import torch
 from helpers import TINY_CONFIGS, byte_tokenizer, make_folder
 from transformers import AutoModelForCausalLM
 
+from luthier.core.anatomy import family_of
 from luthier.core.errors import ModelError
 from luthier.core.registry import ENGINES
 from luthier.core.types import Sampling
@@ -69,8 +70,18 @@ def test_greedy_answers(model, name: str, kernels: bool) -> None:
     assert "".join(engine.stream(PROMPTS[0], GREEDY)) == decode(expected[0], skip_special_tokens=True)
 
 
+OTHERS = [n for n, make in TINY_CONFIGS.items() if "decoder" not in family_of(make().model_type).kernels]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_what_the_decoder_does_not_compute_it_declines(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(TINY_CONFIGS[family]())
+    assert "has no decoder facts" in str(obstacle(model))
+
+
 @pytest.mark.parametrize("decoder", ["native", "torch"])
-@pytest.mark.parametrize("family", TINY_CONFIGS)
+@pytest.mark.parametrize("family", [name for name in TINY_CONFIGS if name not in OTHERS])
 def test_local_answers_like_every_family(family: str, decoder: str, tmp_path: Path, monkeypatch) -> None:
     model = load(family, tmp_path)
     assert obstacle(model) is None

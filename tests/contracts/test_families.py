@@ -4,14 +4,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import segment
-from transformers import AutoModelForCausalLM
+from helpers import TINY_CONFIGS, segment
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from luthier.core.anatomy import plain_model
+from luthier.core.anatomy import (
+    attention_of,
+    decoder_layers,
+    expert_parameters,
+    family_of,
+    linear_names,
+    mlp_of,
+    norm_names,
+    packing_of,
+    plain_model,
+    routers_of,
+)
 from luthier.core.registry import FAMILIES
 from luthier.data.pack import pack
 from luthier.models import patch
-from luthier.models.patch import FOREST, plain_attention, register_attention
+from luthier.models.decoder_parts import obstacle
+from luthier.models.patch import FOREST, attention_for, plain_attention, register_attention
 from luthier.models.policy import Policy
 from luthier.tuning.full import Full
 from luthier.tuning.lora import Lora
@@ -26,8 +39,14 @@ UNITS = [
 
 
 def load(folder: Path, attention: str, tuning=None):
+    """The model in `folder` with every weight and bias moved far enough that no part of the architecture is idle."""
     register_attention()
+    if attention != FOREST or packing_of(AutoConfig.from_pretrained(folder)) != "forest":
+        attention = plain_attention(AutoConfig.from_pretrained(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    generator = torch.Generator().manual_seed(3)
+    for tensor in (*model.parameters(), *(b for n, b in model.named_buffers() if n.endswith("correction_bias"))):
+        tensor.data.add_(torch.randn(tensor.shape, generator=generator), alpha=0.15)
     torch.manual_seed(5)
     model = (tuning or Full()).apply(model.requires_grad_(False))
     for name, parameter in model.named_parameters():
@@ -55,9 +74,9 @@ def gradients(model, logps: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
 @pytest.mark.parametrize("tuning", [Full(), Lora(rank=4)], ids=["full", "lora"])
-def test_packed_equals_separate(family_folder: Path, kernels: bool, tuning) -> None:
-    plain = load(family_folder, "eager", tuning)
-    packed = load(family_folder, FOREST if kernels else plain_attention(plain_model(plain).config), tuning)
+def test_packed_equals_separate(every_family_folder: Path, kernels: bool, tuning) -> None:
+    plain = load(every_family_folder, "eager", tuning)
+    packed = load(every_family_folder, FOREST if kernels else plain_attention(plain_model(plain).config), tuning)
     if kernels:
         patch.install(packed)
     want = separate_logps(plain)
@@ -71,29 +90,39 @@ def test_packed_equals_separate(family_folder: Path, kernels: bool, tuning) -> N
         )
 
 
-def test_removed_kernels_give_the_plain_model_back(family_folder: Path) -> None:
-    model = load(family_folder, FOREST, Lora(rank=4))
+def test_removed_kernels_give_the_plain_model_back(every_family_folder: Path) -> None:
+    model = load(every_family_folder, FOREST, Lora(rank=4))
     before = {name: module.forward for name, module in model.named_modules()}
     patch.install(model)
     patch.remove(model)
     assert {name: module.forward for name, module in model.named_modules()} == before
 
 
-def test_a_switched_off_adapter_is_the_base(family_folder: Path) -> None:
-    model = load(family_folder, FOREST, Lora(rank=4))
+def test_a_saved_model_computes_the_same(every_family_folder: Path, tmp_path: Path) -> None:
+    model = load(every_family_folder, "plain")
+    model.save_pretrained(tmp_path)
+    attention = model.config._attn_implementation
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation=attention)
+    ids = torch.tensor([UNITS[1][0].tokens])
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_a_switched_off_adapter_is_the_base(every_family_folder: Path) -> None:
+    model = load(every_family_folder, FOREST, Lora(rank=4))
     patch.install(model)
-    base = load(family_folder, "eager")
+    base = load(every_family_folder, "eager")
     with model.disable_adapter():
         torch.testing.assert_close(Policy(model)(pack(UNITS)).logp, separate_logps(base), rtol=1e-4, atol=1e-5)
 
 
-def test_generation_is_the_same_with_and_without_kernels(family_folder: Path) -> None:
+def test_generation_is_the_same_with_and_without_kernels(every_family_folder: Path) -> None:
     ids = torch.tensor([[256] * 3 + list(range(10, 19)), list(range(40, 52))])
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     texts = []
     for attention in (FOREST, "eager"):
-        model = load(family_folder, attention).eval()
+        model = load(every_family_folder, attention).eval()
         if attention == FOREST:
             patch.install(model)
         texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False).tolist())
@@ -122,8 +151,70 @@ def test_shared_prefix_is_computed_once() -> None:
     assert batch.num_tokens < separate - len(PREFIX)
 
 
-@pytest.mark.parametrize("name", FAMILIES.names())
-def test_facts_name_real_layers(name: str) -> None:
-    family = FAMILIES.get(name)
-    assert name in family.model_types
-    assert family.lora_targets
+KERNELS_OF: dict[str, list[str]] = {}
+"""Tiny configurations by model type."""
+for _name, _make in TINY_CONFIGS.items():
+    KERNELS_OF.setdefault(_make().model_type, []).append(_name)
+
+
+def tiny_model(name: str, **options):
+    return AutoModelForCausalLM.from_config(TINY_CONFIGS[name](), **options)
+
+
+@pytest.mark.parametrize("model_type", KERNELS_OF)
+def test_facts_name_real_parts(model_type: str) -> None:
+    """What a fact names is in one of the forms of the family, and what is in a form has a fact."""
+    family, targets, experts, put = family_of(model_type), set(), set(), set()
+    register_attention()
+    for name in KERNELS_OF[model_type]:
+        with torch.device("meta"):
+            model = tiny_model(name, attn_implementation=attention_for(TINY_CONFIGS[name](), "auto"))
+        layers = decoder_layers(model)
+        for layer in layers:
+            assert sum(p.numel() for p in attention_of(layer, family).parameters()) > 0
+            assert sum(p.numel() for p in mlp_of(layer, family).parameters()) > 0
+        linear, stacked = (
+            linear_names(model),
+            {path for layer in layers for path, x in layer.named_parameters() if x.dim() == 3},
+        )
+        targets, experts = targets | set(linear), experts | set(expert_parameters(model))
+        flat = {
+            path.rpartition(".")[2] for path, m in layers.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)
+        }
+        assert flat - set(linear) <= {family.router.rpartition(".")[2], "shared_expert_gate"}
+        assert stacked == set(expert_parameters(model))
+        assert bool(routers_of(model)) == bool(stacked), "a mixture of experts without the fact where its router is"
+        assert norm_names(model)
+        assert obstacle(model) is None or "decoder" not in family.kernels
+        patch.install(model)
+        with torch.device("meta"):
+            put |= {line.partition(":")[0] for line in patch.install(Lora(rank=1).apply(model)) if " x " in line}
+    assert targets == set(family.lora_targets)
+    assert experts == set(family.experts)
+    names = {"attention": "rope", "gated_mlp": "gated"}
+    assert put == {names.get(kernel, kernel) for kernel in family.kernels if kernel != "decoder"}
+
+
+def test_the_shelf_is_tested() -> None:
+    """Every family on the shelf has a tiny configuration, and every name of an architecture is one of GGUF's."""
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    assert {family.model_types for _, family in FAMILIES.items()} == {family_of(t).model_types for t in KERNELS_OF}
+    for name, family in FAMILIES.items():
+        assert name in family.model_types
+        assert family.gguf in {"", *MODEL_ARCH_NAMES.values()}
+        assert family.templates
+        if family.balance:
+            assert family.router
+
+
+def test_an_unknown_model_type_is_computed_alone(tiny: Path) -> None:
+    class Strange(LlamaConfig):
+        model_type = "strange"
+
+    register_attention()
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(Strange(**TINY_CONFIGS["llama"]().to_diff_dict() | {"model_type": "strange"}))
+    assert attention_for(model.config, "auto") == "sdpa"
+    assert set(linear_names(model)) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    torch.testing.assert_close(Policy(model)(pack(UNITS)).logp, separate_logps(model), rtol=1e-4, atol=1e-5)

@@ -2,16 +2,41 @@
 
 from luthier.core.anatomy import add_family
 from luthier.core.protocols import Family
+from luthier.families import OURS, SPLIT
 
 add_family(
     Family(
-        model_types=("gemma", "gemma2", "gemma3_text"),
-        templates=(
-            "gemma",
-            "gemma2",
-            "gemma3",
-        ),
-        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        model_types=("gemma",),
+        templates=("default", "gemma"),
+        lora_targets=SPLIT,
+        gguf="gemma",
         norm_offset=1.0,
+        kernels=OURS,
+        quirks="Norms multiply by one plus their weight; token embeddings are scaled.",
+    )
+)
+add_family(
+    Family(
+        model_types=("gemma2",),
+        templates=("default", "gemma2", "gemma"),
+        lora_targets=SPLIT,
+        gguf="gemma2",
+        norm_offset=1.0,
+        kernels=OURS,
+        quirks=(
+            "Soft-capped scores and logits; every second layer has a sliding window; "
+            "norms also behind attention and MLP."
+        ),
+    )
+)
+add_family(
+    Family(
+        model_types=("gemma3_text",),
+        templates=("default", "gemma3", "gemma"),
+        lora_targets=SPLIT,
+        gguf="gemma3",
+        norm_offset=1.0,
+        kernels=OURS,
+        quirks="Five layers with a sliding window and rotary angles of their own for one without.",
     )
 )

@@ -1,12 +1,38 @@
-"""Mistral 7B and its descendants with dense layers."""
+"""Mistral and Ministral with dense layers, and Mixtral."""
 
 from luthier.core.anatomy import add_family
 from luthier.core.protocols import Family
+from luthier.families import EXPERTS, OURS, SPLIT
 
 add_family(
     Family(
-        model_types=("mistral",),
-        templates=("mistral",),
-        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        model_types=("mistral", "ministral"),
+        templates=("default", "mistral", "mistral_small", "ministral", "zephyr", "openchat"),
+        lora_targets=SPLIT,
+        gguf="llama",
+        kernels=OURS,
+    )
+)
+add_family(
+    Family(
+        model_types=("mixtral",),
+        templates=("default", "mistral"),
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+        experts=EXPERTS,
+        router="mlp.gate",
+        balance="transformers.models.mixtral.modeling_mixtral",
+        gguf="llama",
+        kernels=("rms_norm", "attention", "lora_linear"),
+        quirks="8 experts a layer, 2 for each token.",
+    )
+)
+add_family(
+    Family(
+        model_types=("ministral3",),
+        templates=("default", "ministral3", "mistral"),
+        lora_targets=SPLIT,
+        gguf="mistral3",
+        kernels=("rms_norm", "gated_mlp", "lora_linear"),
+        quirks="Queries grow with the position.",
     )
 )

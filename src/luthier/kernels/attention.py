@@ -32,10 +32,12 @@ def forest_attention_reference(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
     """Return attention outputs [T, H, D] by one dense mask. The specification.
 
-    `window`: a token sees at most this many of the latest positions, itself included.
+    `window`: a token sees at most this many of the latest positions, itself included. `sink_H`: score of a key without
+    a value that every token sees (arXiv:2309.17453, learned as in gpt-oss).
     """
     visible_TT = spans.visible().to(q_HTD.device)
     if window is not None:
@@ -45,7 +47,11 @@ def forest_attention_reference(
     scores_HTT = (q_HTD @ k_KTD.repeat_interleave(group, 0).transpose(1, 2)).float() * scale
     if softcap is not None:
         scores_HTT = softcap * torch.tanh(scores_HTT / softcap)
-    probs_HTT = torch.softmax(scores_HTT.masked_fill(~visible_TT, float("-inf")), -1).to(q_HTD.dtype)
+    scores_HTT = scores_HTT.masked_fill(~visible_TT, float("-inf"))
+    if sink_H is not None:
+        sinks_HT1 = sink_H.float()[:, None, None].expand(-1, scores_HTT.shape[1], 1)
+        scores_HTT = torch.cat([scores_HTT, sinks_HT1], -1)
+    probs_HTT = torch.softmax(scores_HTT, -1)[..., : len(visible_TT)].to(q_HTD.dtype)
     return (probs_HTT @ v_KTD.repeat_interleave(group, 0)).transpose(0, 1)
 
 
@@ -177,7 +183,7 @@ class _ForestAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, rule):
+    def forward(ctx, q_HTD, k_KTD, v_KTD, sink_H, spans, rule):
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = q_HTD.new_empty(num_tokens, num_heads, size)
         lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_HTD.device)
@@ -186,13 +192,14 @@ class _ForestAttention(torch.autograd.Function):
             probs_KRM, lse_KR = _softmax(torch.bmm(q_KRD, k_KMD.transpose(1, 2)), tile, rule)
             lse_HT[:, rows] = lse_KR.view(num_heads, -1)
             out_THD[rows] = torch.bmm(probs_KRM, v_KMD).view(num_heads, -1, size).transpose(0, 1)
-        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
+        out_THD, lse_HT = _with_sinks(out_THD, lse_HT, sink_H)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT, sink_H)
         ctx.options = spans, rule
         return out_THD
 
     @staticmethod
     def backward(ctx, *grads):
-        q_HTD, k_KTD, v_KTD, out_THD, lse_HT = ctx.saved_tensors
+        q_HTD, k_KTD, v_KTD, out_THD, lse_HT, sink_H = ctx.saved_tensors
         spans, rule = ctx.options
         num_key_heads, size = k_KTD.shape[0], q_HTD.shape[2]
         shared = any(parent >= 0 for parent in spans.parent) or rule.window is not None or _has_split_spans(spans)
@@ -210,25 +217,46 @@ class _ForestAttention(torch.autograd.Function):
             dq_HTD[:, rows] = torch.bmm(d_scores_KRM, k_KMD).view(-1, tile.end - tile.start, size)
             _scatter(dv_KTD, torch.bmm(probs_KRM.transpose(1, 2), d_KRD), tile.keys, shared)
             _scatter(dk_KTD, torch.bmm(d_scores_KRM.transpose(1, 2), q_KRD), tile.keys, shared)
-        return dq_HTD, dk_KTD, dv_KTD, None, None
+        return dq_HTD, dk_KTD, dv_KTD, _sink_gradient(sink_H, grads[0], out_THD, lse_HT), None, None
+
+
+def _with_sinks(out_THD: Tensor, lse_HT: Tensor, sink_H: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return outputs and log of the softmax sum as they are with a sink in every sum.
+
+    The backward pass needs nothing else: with these two, the formulas for queries, keys and values stay as they were.
+    """
+    if sink_H is None:
+        return out_THD, lse_HT
+    with_HT = torch.logaddexp(lse_HT, sink_H.float()[:, None])
+    return (out_THD.float() * (lse_HT - with_HT).exp().t()[..., None]).to(out_THD.dtype), with_HT
+
+
+def _sink_gradient(sink_H: Tensor | None, d_THD: Tensor, out_THD: Tensor, lse_HT: Tensor) -> Tensor | None:
+    """Return the gradient of the sinks: minus probability times what the output weighs, summed over tokens."""
+    if sink_H is None:
+        return None
+    delta_HT = (d_THD.float() * out_THD.float()).sum(-1).t()
+    return -((sink_H.float()[:, None] - lse_HT).exp() * delta_HT).sum(1).to(sink_H.dtype)
 
 
 class _NativeAttention(torch.autograd.Function):
     """Keeps what `_ForestAttention` keeps; both passes in C++."""
 
     @staticmethod
-    def forward(ctx, q_HTD, k_KTD, v_KTD, spans, numbers):
+    def forward(ctx, q_HTD, k_KTD, v_KTD, sink_H, spans, numbers):
         q_HTD, k_KTD, v_KTD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_HTD, k_KTD, v_KTD))
         out_THD, lse_HT = native.module().forest_attention(q_HTD, k_KTD, v_KTD, _table(spans), *numbers)
-        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT)
+        out_THD, lse_HT = _with_sinks(out_THD, lse_HT, sink_H)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD, lse_HT, sink_H)
         ctx.options = spans, numbers
         return out_THD
 
     @staticmethod
     def backward(ctx, *grads):
-        (spans, numbers), saved = ctx.options, ctx.saved_tensors
+        (spans, numbers), (*saved, sink_H) = ctx.options, ctx.saved_tensors
         grad_THD = grads[0].contiguous()
-        return *native.module().forest_attention_backward(grad_THD, *saved, _table(spans), *numbers), None, None
+        grads_qkv = native.module().forest_attention_backward(grad_THD, *saved, _table(spans), *numbers)
+        return *grads_qkv, _sink_gradient(sink_H, grad_THD, *saved[3:]), None, None
 
 
 @lru_cache(maxsize=64)
@@ -253,14 +281,21 @@ def _scatter(into_KTD: Tensor, d_KMD: Tensor, ranges: tuple[tuple[int, int], ...
 
 
 def _sample(
-    spans: Spans, *, size: int = 8, heads: int = 4, window: int | None = None, softcap: float | None = None
+    spans: Spans,
+    *,
+    size: int = 8,
+    heads: int = 4,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: bool = False,
 ) -> Callable[[torch.dtype], tuple[object, ...]]:
     def make(dtype: torch.dtype) -> tuple[object, ...]:
         generator = torch.Generator().manual_seed(7)
         num_tokens = max(spans.end, default=0)
         q = torch.randn(heads, num_tokens, size, generator=generator).to(dtype)
         k, v = torch.randn(2, heads // 2, num_tokens, size, generator=generator).to(dtype).unbind(0)
-        return q, k, v, spans, size**-0.5, window, softcap
+        sink_H = torch.randn(heads, generator=generator).to(dtype) if sinks else None
+        return q, k, v, spans, size**-0.5, window, softcap, sink_H
 
     return make
 
@@ -283,6 +318,8 @@ FOREST_ATTENTION = add(
             _sample(_ODD, size=80, heads=6, window=9, softcap=2.0),
             _sample(_LONG),
             _sample(_LONG, window=100, softcap=3.0),
+            _sample(_TREE, sinks=True),
+            _sample(_ODD, window=9, sinks=True),
         ],
     )
 )
@@ -297,11 +334,12 @@ def forest_attention_native(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
     """Compute what the reference does in our own C++."""
     if not native.takes(q_HTD, k_KTD, v_KTD) or q_HTD.shape[2] != v_KTD.shape[2]:
-        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
-    return _NativeAttention.apply(q_HTD, k_KTD, v_KTD, spans, (scale, window or 0, softcap or 0.0))  # pyright: ignore[reportReturnType]
+        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap, sink_H)
+    return _NativeAttention.apply(q_HTD, k_KTD, v_KTD, sink_H, spans, (scale, window or 0, softcap or 0.0))  # pyright: ignore[reportReturnType]
 
 
 @FOREST_ATTENTION.backend("triton", gpu.unusable, device="cuda")
@@ -313,10 +351,11 @@ def forest_attention_triton(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
     """Compute what the reference does in Triton."""
-    if not gpu.takes(q_HTD, k_KTD, v_KTD):
-        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
+    if sink_H is not None or not gpu.takes(q_HTD, k_KTD, v_KTD):
+        return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap, sink_H)
     from luthier.kernels.triton.attention import forest_attention as call
 
     return call(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap)
@@ -331,6 +370,7 @@ def forest_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
     """Compute what the reference does, one tile of queries at a time."""
-    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, spans, _Rule(scale, window, softcap))  # pyright: ignore[reportReturnType]
+    return _ForestAttention.apply(q_HTD, k_KTD, v_KTD, sink_H, spans, _Rule(scale, window, softcap))  # pyright: ignore[reportReturnType]

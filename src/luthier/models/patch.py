@@ -11,16 +11,17 @@ from torch.nn import functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from luthier.core.anatomy import attention_window, family_of, plain_model
-from luthier.core.errors import ModelError
+from luthier.core.anatomy import attention_window, family_of, packing_of, plain_model
 from luthier.core.log import say_once
 from luthier.kernels.attention import FOREST_ATTENTION
 from luthier.kernels.gated import GATED
 from luthier.kernels.layer_norm import LAYER_NORM
 from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
 from luthier.kernels.lora_linear import LORA_LINEAR
+from luthier.kernels.panels import add_low_rank
 from luthier.kernels.rms_norm import RMS_NORM
 from luthier.kernels.rope import ROPE
+from luthier.models.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from luthier.core.batch import Spans
@@ -52,46 +53,64 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query [1, H, T, D] to output [1, T, H, D]."""
+    sinks_H = kwargs.pop("s_aux", None)
     if forest is None:
-        if softcap is not None:  # sdpa has no soft cap
-            return _softcapped(query, key, value, attention_mask, scaling, softcap), None
+        if softcap is not None or sinks_H is not None:  # sdpa has neither
+            return _written_out(query, key, value, attention_mask, scaling, softcap, sinks_H), None
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    if kwargs.get("s_aux") is not None:
-        raise ModelError("this model has attention sinks, which packed attention does not know; set kernels: off")
     if dropout:
         say_once("attention dropout is left out: packed attention has none")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast rotation leaves queries and keys in float32 while values are narrower.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
+    size, narrower = v_KTD.shape[2], k_KTD.shape[2] - v_KTD.shape[2]
+    if narrower > 0:  # latent attention: zeros behind the values change nothing
+        v_KTD = F.pad(v_KTD, (0, narrower))
     prefix = k_KTD.shape[1] - q_HTD.shape[1]  # keys in front of the first token, which no query belongs to
     if prefix:
         q_HTD = F.pad(q_HTD, (0, 0, prefix, 0))
-    out = FOREST_ATTENTION.choose(query.device.type)[1](q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap)
-    return out[None, prefix:], None
+    call = FOREST_ATTENTION.choose(query.device.type)[1]
+    out = call(q_HTD, k_KTD, v_KTD, forest, scale, sliding_window, softcap, sinks_H)
+    return out[None, prefix:, :, :size], None
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+def _written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
 ) -> Tensor:
-    """Attention with soft-capped scores for generation: [1, H, T, D] to [1, T, H, D]."""
+    """Attention with soft-capped scores or with sinks, for generation: [1, H, T, D] to [1, T, H, D]."""
     group = query.shape[1] // key.shape[1]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     scores = (query @ key.repeat_interleave(group, 1).transpose(2, 3)).float() * scale
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         hidden = ~mask if mask.dtype == torch.bool else mask < -1.0
         scores = scores.masked_fill(hidden[..., : key.shape[2]], torch.finfo(scores.dtype).min)
     elif query.shape[2] > 1:
         seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
         scores = scores.masked_fill(~seen.tril(key.shape[2] - query.shape[2]), torch.finfo(scores.dtype).min)
-    out = torch.softmax(scores, -1).to(value.dtype) @ value.repeat_interleave(group, 1)
-    return out.transpose(1, 2).contiguous()
+    if sinks_H is not None:
+        scores = torch.cat([scores, sinks_H.float()[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    probs = torch.softmax(scores, -1)[..., : key.shape[2]].to(value.dtype)
+    return (probs @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous()
 
 
 def plain_attention(config: Any) -> str:
-    """Return the attention of transformers that is exact for a model: sdpa, unless scores are soft-capped."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    """Return the attention of transformers that is exact for a model: sdpa, unless scores are capped or have sinks."""
+    text = config.get_text_config()
+    return "eager" if getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss" else "sdpa"
+
+
+def attention_for(config: Any, kernels: str) -> str:
+    """Return the attention that a model with this transformers config is loaded with; `kernels`: "auto" or "off"."""
+    return FOREST if kernels == "auto" and packing_of(config) == "forest" else plain_attention(config)
 
 
 def install(model: nn.Module) -> list[str]:
@@ -156,32 +175,44 @@ def _activation_name(module: nn.Module) -> str:
 
 def _put_attention(module: nn.Module, family: Family, turn: Any) -> int:
     """Hand rotated heads of packed rows to forest attention as they are; decoding with a cache keeps its own way."""
-    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
+    parts = ("q_proj", "k_proj", "v_proj", "head_dim", "scaling")
     if not type(module).__name__.endswith("Attention") or not all(hasattr(module, part) for part in parts):
         return 0
     plain, window = type(module).forward, attention_window(module)
-    softcap = getattr(module, "attn_logit_softcapping", None)
+    softcap, rotates = getattr(module, "attn_logit_softcapping", None), bool(getattr(module, "use_rope", True))
+    out_proj = "o_proj" if hasattr(module, "o_proj") else "dense"
+    norms = next((n for n in (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm")) if hasattr(module, n[0])), None)
 
     def forward(
         self: Any, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         if kwargs.get("forest") is None or kwargs.get("past_key_values") is not None:
             return plain(self, hidden_states, position_embeddings=position_embeddings, **kwargs)
-        cos_TR, sin_TR = (angles[0] for angles in position_embeddings)
-        q_HTD, k_KTD, v_KTD = (
-            project(hidden_states)[0].unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if hasattr(self, "q_norm"):
-            q_HTD, k_KTD = self.q_norm(q_HTD), self.k_norm(k_KTD)
-        heads = turn(q_HTD, cos_TR, sin_TR)[None], turn(k_KTD, cos_TR, sin_TR)[None], v_KTD[None]
+        q_TC, k_TC, v_TC = (project(hidden_states)[0] for project in (self.q_proj, self.k_proj, self.v_proj))
+        q_HTD, k_HTD = _normed_heads(self, norms, q_TC, k_TC)
+        if rotates:
+            cos_TR, sin_TR = (angles[0] for angles in position_embeddings)
+            q_HTD, k_HTD = turn(q_HTD, cos_TR, sin_TR), turn(k_HTD, cos_TR, sin_TR)
         kwargs["attention_mask"] = None
         dropout = self.attention_dropout if self.training else 0.0
         options = {"scaling": self.scaling, "dropout": dropout, "sliding_window": window, "softcap": softcap}
-        out, _ = _attention(self, *heads, **options, **kwargs)
-        return self.o_proj(out.flatten(-2)), None
+        v_HTD = v_TC.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+        out, _ = _attention(self, q_HTD[None], k_HTD[None], v_HTD[None], **options, **kwargs)
+        return getattr(self, out_proj)(out.flatten(-2)), None
 
     return _bind(module, forward)
+
+
+def _normed_heads(module: Any, names: tuple[str, str] | None, q_TC: Tensor, k_TC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and keys as heads [H, T, D], normed head by head or, where the norm is as wide, all together."""
+    both: list[Tensor] = []
+    for x_TC, name in ((q_TC, names and names[0]), (k_TC, names and names[1])):
+        norm = getattr(module, name) if name else None
+        together = norm is not None and norm.weight.shape[-1] == x_TC.shape[-1] != module.head_dim
+        heads = (norm(x_TC) if norm is not None and together else x_TC).unflatten(-1, (-1, module.head_dim))
+        heads = heads.transpose(0, 1)
+        both.append(heads if norm is None or together else norm(heads))
+    return both[0], both[1]
 
 
 def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
@@ -204,6 +235,10 @@ def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
         # Drawn as torch draws it, so that kernels: off sees the same numbers fall out.
         keep = torch.empty_like(x).bernoulli_(1 - dropout).bool() if dropout else None
         low = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        if isinstance(base, QuantizedLinear):
+            keep_TI = None if keep is None else keep.flatten(0, -2)
+            x_TI = x.flatten(0, -2)
+            return add_low_rank(base(x_TI), x_TI, *low, keep_TI, dropout).view(*x.shape[:-1], base.out_features)
         return call(x, base.weight, base.bias, *low, keep, dropout)
 
     return _bind(module, forward)

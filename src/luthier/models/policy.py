@@ -6,14 +6,16 @@ Shapes: T tokens, N predictions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.core.anatomy import backbone_of, plain_model
+from luthier.core.anatomy import backbone_of, packing_of, plain_model
 from luthier.core.batch import PackedBatch, Scores, Spans
+from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
 from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.patch import FOREST
@@ -48,15 +50,43 @@ class Policy(nn.Module):
         number_format = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
             virtual = virtual_tokens(self.model)
-            hidden_TD = backbone_of(self.model)(
-                **(_inputs(batch) if virtual is None else virtual.inputs(self.model, batch)),
-                use_cache=False,
-                **self._visibility(plain.config, batch.spans, virtual, device),
-            ).last_hidden_state[0]
-        hidden_ND = hidden_TD.index_select(0, batch.rows if virtual is None else batch.rows + virtual.computed)
+            hidden_TD = (self._alone if packing_of(plain.config) == "alone" else self._packed)(batch, virtual)
+        hidden_ND = hidden_TD.index_select(0, batch.rows)
         return self._score(
             plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
         )
+
+    def _packed(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
+        """Return hidden states [T, D] of one pass over all spans."""
+        config, device = plain_model(self.model).config, batch.input_ids.device
+        hidden_TD = backbone_of(self.model)(
+            **(_inputs(batch) if virtual is None else virtual.inputs(self.model, batch)),
+            use_cache=False,
+            **self._visibility(config, batch.spans, virtual, device),
+        ).last_hidden_state[0]
+        return hidden_TD if virtual is None else hidden_TD[virtual.computed :]
+
+    def _alone(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
+        """Return hidden states [T, D] of one ordinary pass for each path from a root to a leaf.
+
+        A span that several paths share is computed with each of them, and taken from the first.
+        """
+        if virtual is not None and virtual.prefix is not None:
+            raise ModelError(
+                f"a learned prefix needs packed rows, which a {plain_model(self.model).config.model_type} model does "
+                "not take; use lora, or prompt tuning"
+            )
+        spans, found = batch.spans, {}
+        for leaf in sorted(set(range(len(spans))) - set(spans.parent)):
+            path = [*spans.ancestors(leaf), leaf]
+            here_L = torch.cat([torch.arange(spans.start[i], spans.end[i]) for i in path]).to(batch.input_ids.device)
+            one = replace(batch, input_ids=batch.input_ids[here_L], position_ids=batch.position_ids[here_L])
+            inputs = _inputs(one) if virtual is None else virtual.inputs(self.model, one)
+            hidden_LD = backbone_of(self.model)(**inputs, use_cache=False).last_hidden_state[0, -len(here_L) :]
+            sizes = [spans.end[i] - spans.start[i] for i in path]
+            for index, part in zip(path, hidden_LD.split(sizes), strict=True):
+                found.setdefault(index, part)
+        return torch.cat([found[i] for i in range(len(spans))])
 
     def _visibility(self, config: Any, spans: Spans, virtual: Virtual | None, device: torch.device) -> dict[str, Any]:
         """Return what tells the model which tokens see which."""

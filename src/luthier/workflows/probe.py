@@ -18,10 +18,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from luthier.core.anatomy import family_of
 from luthier.core.batch import PackedBatch
 from luthier.models.load import put_kernels
-from luthier.models.patch import FOREST, plain_attention, register_attention
+from luthier.models.patch import attention_for, register_attention
 from luthier.models.policy import Policy
 from luthier.models.recompute import recompute_layers
 from luthier.training.optim import learning_parameters, make_optimizer
@@ -200,13 +199,12 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     if kinds := getattr(short, "layer_types", None):
         short.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     register_attention()
-    packed = config.model.kernels == "auto" and bool(family_of(facts.model_type).kernels)
     # Drawing random weights for a large vocabulary takes longer than the probe.
     with no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(
             short,
             dtype=placement.dtype,
-            attn_implementation=FOREST if packed else plain_attention(facts),
+            attn_implementation=attention_for(facts, config.model.kernels),
             trust_remote_code=config.model.allow_remote_code,
         )
     model.tie_weights()
