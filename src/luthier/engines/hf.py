@@ -11,6 +11,7 @@ from torch import nn
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
 from luthier.engines.text import TextStream, cut_at
+from luthier.models.virtual import virtual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,11 +42,20 @@ class HfEngine:
         """Return `n` completions for each prompt, in the order of the prompts; longest prompts run first."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         answers: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in self._batches(order, prompts):
             for index, completion in self._batch([(i, prompts[i]) for i in chosen for _ in range(n)], how):
                 answers[index].append(completion)
         return answers
+
+    def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+        """Yield prompts of one batch; padding would stand between virtual tokens and shorter prompts."""
+        padded = virtual_tokens(self.model) is None
+        start = 0
+        while start < len(order):
+            group = order[start : start + self.batch_size]
+            chosen = group if padded else [i for i in group if len(prompts[i]) == len(prompts[group[0]])]
+            yield chosen
+            start += len(chosen)
 
     @torch.inference_mode()
     def _batch(self, prompts: list[tuple[int, Prompt]], how: Sampling) -> list[tuple[int, Completion]]:

@@ -25,6 +25,7 @@ from luthier.engines.sample import choose
 from luthier.engines.text import TextStream
 from luthier.models.decoder import make_decoder
 from luthier.models.decoder_parts import PAGE, Step, read_parts
+from luthier.models.virtual import keys_and_values
 
 PROMPT_TOKENS_PER_STEP = 512
 """Most prompt tokens computed beside the answers that are growing, so that those do not wait long."""
@@ -37,6 +38,7 @@ class Request:
     """A prompt, and its answers as they get done."""
 
     prompt: tuple[int, ...]
+    """Virtual tokens, as negative numbers, and the real ones."""
     how: Sampling
     answers: list[Completion | None]
     reader: Callable[[int, str], None] | None = None
@@ -110,12 +112,20 @@ class LocalEngine:
             self._max_positions = parts.max_positions
             self._device = parts.embedding.device
             self._pages = PageStore(parts.page_shape(), self._decoder.cache_dtype, self._device)
+            self._write_virtual(model)
             self._name = plain_model(model).config.model_type
+
+    def _write_virtual(self, model: nn.Module) -> None:
+        """Put the keys and values of virtual tokens into pages that every sequence begins with."""
+        layers = keys_and_values(model)
+        self._virtual = tuple(range(-1, -1 - layers[0][0].shape[1], -1)) if layers else ()
+        self._virtual_pages = self._pages.write(self._virtual, layers) if layers else []
 
     def forget(self) -> None:
         """Drop the pages of earlier prompts."""
         with self._lock:
             self._pages.forget_all()
+            self._pages.keep(self._virtual, self._virtual_pages)
 
     def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
         """Return `n` completions for each prompt, in the order of the prompts."""
@@ -146,13 +156,13 @@ class LocalEngine:
         """Queue a prompt for `n` answers. Raises ModelError when it leaves no room for an answer."""
         if not prompt:
             raise ModelError("the prompt is empty: there is nothing to continue", code="prompt_empty")
-        if len(prompt) >= self._max_positions:
+        if len(self._virtual) + len(prompt) >= self._max_positions:
             raise ModelError(
                 f"the prompt has {len(prompt)} tokens, but this {self._name} model sees at most "
-                f"{self._max_positions} with the answer; shorten the prompt",
+                f"{self._max_positions - len(self._virtual)} with the answer; shorten the prompt",
                 code="prompt_too_long",
             )
-        request = Request(tuple(prompt), how, [None] * n, reader)
+        request = Request((*self._virtual, *prompt), how, [None] * n, reader)
         with self._lock:
             self._queue.append(request)
         return request
@@ -201,6 +211,10 @@ class LocalEngine:
             request = self._queue.popleft()
             for page in found:
                 self._pages.use(page)
+            if known < len(self._virtual):
+                # Virtual tokens end inside a page, which each sequence goes on writing for itself.
+                found.append(self._pages.copy(self._virtual_pages[-1]))
+                known = len(self._virtual)
             self._prompts.append(_Prompt(request, found, known))
             coming.add(prompt)
             self.counts["shared_tokens"] += known
@@ -299,7 +313,7 @@ class LocalEngine:
             chosen = [answers[row] for row in rows]
             part = logits_NV if len(rows) == len(answers) else logits_NV[rows]
             how = chosen[0].request.how
-            seen = [a.sequence for a in chosen] if how.repetition_penalty != 1.0 else []
+            seen = [a.sequence[len(self._virtual) :] for a in chosen] if how.repetition_penalty != 1.0 else []
             for answer, token, logp in zip(chosen, *choose(part, how, seen, [a.draws for a in chosen]), strict=True):
                 self._append(answer, token, logp)
 
@@ -324,7 +338,7 @@ class LocalEngine:
         if answer.text is not None and reason != "abort":
             self._read(answer, answer.text.finish())
         request.answers[answer.index] = Completion(
-            prompt_tokens=request.prompt,
+            prompt_tokens=request.prompt[len(self._virtual) :],
             tokens=tuple(answer.tokens),
             text=answer.text.text if answer.text else self.tokenizer.decode(answer.tokens, skip_special_tokens=True),
             logp=tuple(answer.logp),
@@ -343,5 +357,5 @@ class LocalEngine:
 
 def _share_page(prompt: tuple[int, ...], other: tuple[int, ...], known: int) -> bool:
     """Tell whether the next page of `prompt` is among those that are being computed for `other`."""
-    end = known + PAGE
+    end = (known // PAGE + 1) * PAGE
     return end <= len(other) and end < len(prompt) and prompt[:end] == other[:end]

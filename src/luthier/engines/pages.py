@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luthier.models.decoder_parts import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KEPT_BYTES = 512 * 2**20
 """Pages that nobody uses are kept for later prompts up to about this size of the whole store."""
@@ -89,6 +93,23 @@ class PageStore:
         made = self.allocate()
         self.memory[made] = self.memory[page]
         return made
+
+    def write(self, tokens: tuple[int, ...], layers: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
+        """Return pages with given keys and values, [K, P, C] of each layer; the full ones are known by `tokens`.
+
+        They keep a user, so that they are never dropped.
+        """
+        count, size = layers[0][0].shape[1:]
+        table = [self.allocate() for _ in range(0, count, PAGE)]
+        for index, page in enumerate(table):
+            cells = slice(index * PAGE, min(count, (index + 1) * PAGE))
+            keys, values = self.memory[page].unbind(0)
+            for layer, (k_KPC, v_KPC) in enumerate(layers):
+                part = cells.stop - cells.start
+                keys[layer].view(-1, size, PAGE)[:, :, :part] = k_KPC[:, cells].transpose(1, 2)
+                values[layer].view(-1, PAGE, size)[:, :part] = v_KPC[:, cells]
+        self.keep(tokens, table)
+        return table
 
     def find(self, tokens: tuple[int, ...]) -> list[int]:
         """Return known pages for the longest beginning of `tokens`; not used yet."""

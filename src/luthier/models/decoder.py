@@ -55,7 +55,8 @@ def _joined_bias(modules: Sequence[nn.Module]) -> Tensor | None:
     biases = [bias_of(module) for module in modules]
     if all(bias is None for bias in biases):
         return None
-    sizes = [len(weight_of(module)) for module in modules]
+    linears: list[Any] = [getattr(module, "base_layer", module) for module in modules]
+    sizes = [int(linear.out_features) for linear in linears]
     return torch.cat([torch.zeros(n) if b is None else b.float() for b, n in zip(biases, sizes, strict=True)])
 
 

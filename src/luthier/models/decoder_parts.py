@@ -6,6 +6,7 @@ side by side, values with features side by side. Shapes: T new tokens, N wanted 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.anatomy import attention_window, backbone_of, decoder_layers, family_of, plain_model
+from luthier.tuning.parts.bottleneck import all_of as bottlenecks
 
 PAGE = 16
 _LINEARS = {
@@ -107,40 +109,45 @@ def obstacle(model: nn.Module) -> str | None:
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in _IS_SILU:
         return f"activation {activation!r}"
+    if bottlenecks(model):
+        return "bottleneck adapters stand behind its blocks"
     linears = [m for layer in decoder_layers(model) for group in _layer_linears(layer).values() for m in group]
     return next((why for m in linears if (why := _linear_obstacle(m))), None)
 
 
 def _linear_obstacle(module: nn.Module) -> str | None:
-    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if type(module) is nn.Linear:
-        return None
-    if not isinstance(module, Linear) or type(module.base_layer) is not nn.Linear:
-        return f"a layer is a {type(module).__name__}"
-    if any(module.use_dora.get(name, False) for name in module.active_adapters):
-        return "DoRA is on top of it"
-    return None
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return None if isinstance(base, nn.Linear) else f"a layer is a {type(module).__name__}"
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a linear layer with its low-rank additions, [outputs, inputs]."""
-    if type(module) is nn.Linear:
-        return module.weight.detach()
-    lora: Any = module
-    weight = lora.base_layer.weight.detach()
-    if lora.merged or lora.disable_adapters:
-        return weight
-    for name in lora.active_adapters:
-        if name in lora.lora_A:
-            weight = weight + lora.get_delta_weight(name).detach().to(weight.dtype)
-    return weight
+    """Return the weight of a module with what adapters make of it; of linear layers [outputs, inputs]."""
+    return _merged(module).weight.detach()
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """Return the bias of a linear layer."""
-    bias = getattr(getattr(module, "base_layer", module), "bias", None)
+    """Return the bias of a linear layer with what adapters make of it."""
+    bias = _merged(module).bias
     return None if bias is None else bias.detach()
+
+
+def _merged(module: Any) -> Any:
+    """Return a plain module that computes what `module` does; `module` itself stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        off = module.disable_adapters or not module.active_adapters
+        return module.original_module if off else module.modules_to_save[module.active_adapters[0]]
+    if not isinstance(module, BaseTunerLayer):
+        return module
+    if module.merged or module.disable_adapters:
+        return module.get_base_layer()
+    alone = copy.deepcopy(module)
+    alone.merge()  # pyright: ignore[reportCallIssue]  each kind of layer has it
+    return alone.get_base_layer()
 
 
 def _layer_linears(layer: Any) -> dict[str, list[nn.Module]]:
@@ -186,8 +193,8 @@ def read_parts(model: nn.Module) -> Parts:
         "embedding_scale": _embedding_scale(backbone.embed_tokens),
         "is_silu": _IS_SILU[getattr(config, "hidden_activation", None) or config.hidden_act],
     }
-    embedding = backbone.embed_tokens.weight.detach()
-    norm = backbone.norm.weight.detach().float() + offset
+    embedding = weight_of(backbone.embed_tokens)
+    norm = weight_of(backbone.norm).float() + offset
     head = plain.get_output_embeddings()
     return Parts(layers, embedding, norm, head, facts, backbone.rotary_emb, kinds, config.max_position_embeddings)
 
@@ -209,4 +216,4 @@ def _gains(layer: Any, offset: float) -> dict[str, Tensor]:
         "query_norm": getattr(layer.self_attn, "q_norm", None),
         "key_norm": getattr(layer.self_attn, "k_norm", None),
     }
-    return {name: m.weight.detach().float() + offset for name, m in modules.items() if m is not None}
+    return {name: weight_of(m).float() + offset for name, m in modules.items() if m is not None}

@@ -87,5 +87,22 @@ def virtual_tokens(model: Any) -> Virtual | None:
     return Virtual(count, prefix=PrefixCache([(_filled(k, count), _filled(v, count)) for k, v in parts]))
 
 
+@torch.no_grad()
+def keys_and_values(model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return what a decoder has in front of every sequence: keys and values of each layer, [K, P, C] each.
+
+    Empty when there are no virtual tokens.
+    """
+    virtual = virtual_tokens(model)
+    if virtual is None:
+        return []
+    if virtual.prefix is not None:
+        return [(k[0], v[0]) for k, v in virtual.prefix.prefix]
+    assert virtual.vectors_PD is not None
+    vectors = virtual.vectors_PD.to(plain_model(model).dtype)[None]
+    layers = plain_model(model)(inputs_embeds=vectors, use_cache=True).past_key_values.layers
+    return [(_filled(x.keys, virtual.num_tokens)[0], _filled(x.values, virtual.num_tokens)[0]) for x in layers]
+
+
 def _filled(x: Tensor, count: int) -> Tensor:
     return F.pad(x, (0, 0, count - x.shape[2], 0)) if x.shape[2] < count else x
