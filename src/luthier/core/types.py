@@ -23,12 +23,16 @@ class Message:
     content: str
     tool_calls: tuple[Mapping[str, object], ...] = ()
     """Calls of an assistant turn, each {"name": ..., "arguments": ...}."""
+    reasoning: str = ""
+    """What an assistant turn thought before it answered."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the form that chat templates read."""
         plain: dict[str, object] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             plain["tool_calls"] = [{"type": "function", "function": dict(call)} for call in self.tool_calls]
+        if self.reasoning:
+            plain["reasoning_content"] = self.reasoning
         return plain
 
 

@@ -10,84 +10,23 @@ the tokens of that character are dropped. The same mark forces a token border wh
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.resources import files
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from luthier.core.errors import ConfigError, ModelError
+from luthier.core.errors import ModelError
 from luthier.core.findings import RowError, words
-from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message, Segment, Unit
+from luthier.data.template_input import Takes, check_tools, deep, guard, plain_messages, take, tools_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MARK = "\uf8fe"
 """A private-use character that stands in no text worth training on."""
-
-
-NAMES: dict[str, str | None] = {
-    "default": None,
-    "auto": None,
-    "smollm": "chatml",
-    "smollm2": "chatml",
-    "yi": "chatml",
-    "qwen": "chatml",
-    "gemma2": "gemma",
-    "gemma3": "gemma",
-    "phi": None,
-    "phi4": None,
-    "qwen3": None,
-    "qwen3_nothink": None,
-}
-"""Name that users know -> name on our shelf; None is the tokenizer's own."""
-
-
-def shelf_names() -> list[str]:
-    """Return the names of the templates that luthier brings."""
-    return sorted(p.name.removesuffix(".jinja") for p in files("luthier.data").joinpath("templates").iterdir())
-
-
-def apply_named_template(tokenizer: Any, name: str | None, fitting: Sequence[str] = ()) -> None:
-    """Give `tokenizer` the chat template called `name`; None or "default" keeps its own.
-
-    `fitting`: names that the model's family is used with, for messages. Raises ConfigError for an unknown name, a
-    missing template, or special tokens that the tokenizer lacks.
-    """
-    own = getattr(tokenizer, "chat_template", None)
-    if name is None or NAMES.get(name, name) is None:
-        if own is None:
-            listed = ", ".join(n for n in fitting if n != "default") or ", ".join(shelf_names())
-            raise ConfigError(
-                f"this tokenizer brings no chat template; set template to one of: {listed}",
-                code="config_no_template",
-            )
-        return
-    name = NAMES.get(name) or name
-    if name not in shelf_names():
-        known = [*shelf_names(), *NAMES]
-        raise ConfigError(
-            f"unknown template {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(sorted(known))}"
-        )
-    text = files("luthier.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
-    needed = _special_tokens_of(text)
-    missing = [token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-    if missing:
-        raise ConfigError(
-            f"template {name!r} needs the special token {missing[0]!r}, which this tokenizer has not; "
-            "take the template of the model's own family, or none for the tokenizer's own"
-        )
-    tokenizer.chat_template = text
-
-
-def _special_tokens_of(text: str) -> list[str]:
-    first = text.partition("\n")[0]
-    return first.removeprefix("{#- needs:").removesuffix("#}").split() if first.startswith("{#- needs:") else []
 
 
 @dataclass(slots=True)
@@ -126,8 +65,9 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """Return the ids of a conversation up to where the next answer begins."""
-        guarded, _ = self._guard(self._with_system(messages))
-        return self._tokenize(self._render(guarded, tools, answer_next=True), ())[0]
+        guarded, described, _ = self._guard(self._with_system(messages), tools_of(tools))
+        text = self._render(guarded, described, answer_next=True)
+        return self._tokenize(text, _borders(text, self._prompts(guarded, described)))[0]
 
     def render(self, example: Example) -> Rendered:
         """Return one unit: the segments of each ending.
@@ -139,9 +79,10 @@ class ChatTemplate:
         rendered = Rendered([])
         is_pair = len(example.endings) > 1
         for ending in example.endings:
-            messages, special = self._guard(self._with_system([*example.context, *ending]))
+            turns = self._with_system([*example.context, *ending])
+            messages, tools, special = self._guard(turns, tools_of(example.tools))
             learned_from = len(messages) - len(ending) if is_pair or self.mask_history else 0
-            segments, has_end = self._segments(messages, example.tools, learned_from=learned_from)
+            segments, has_end = self._segments(messages, tools, learned_from=learned_from)
             if is_pair and len(segments) > 1:
                 raise RowError(
                     "template",
@@ -171,12 +112,17 @@ class ChatTemplate:
             return [Message(role="system", content=self.default_system), *messages]
         return list(messages)
 
-    def _guard(self, messages: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]:
-        """Split special tokens that are spelled inside messages."""
-        found = {token for m in messages for token in self.control_tokens if token in m.content}
-        if not found:
-            return list(messages), ()
-        return [replace(m, content=self._split_special(m.content)) for m in messages], tuple(sorted(found))
+    def _guard(
+        self, messages: Sequence[Message], tools: list[Any] | None
+    ) -> tuple[list[Message], list[Any] | None, tuple[str, ...]]:
+        """Split special tokens that are spelled inside messages, calls and descriptions of tools."""
+        found: set[str] = set()
+
+        def split(text: str) -> str:
+            found.update(token for token in self.control_tokens if token in text)
+            return self._split_special(text)
+
+        return guard(messages, split), deep(tools, split), tuple(sorted(found))
 
     def _split_special(self, text: str) -> str:
         for token in self.control_tokens:
@@ -184,50 +130,60 @@ class ChatTemplate:
                 text = text.replace(token, token[0] + MARK + token[1:])
         return text
 
-    def _render(self, messages: Sequence[Message], tools: str | None, *, answer_next: bool = False) -> str:
+    @cached_property
+    def _takes(self) -> Takes:
+        return take(self._apply)
+
+    def _apply(self, plain: list[dict[str, Any]], tools: list[Any] | None, *, answer_next: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            plain, tools=tools, tokenize=False, add_generation_prompt=answer_next, **self.options
+        )
+
+    def _render(self, messages: Sequence[Message], tools: list[Any] | None, *, answer_next: bool = False) -> str:
+        check_tools(tools, self._takes)
+        plain = plain_messages(messages, self._takes)
         try:
-            return self.tokenizer.apply_chat_template(
-                [m.as_dict() for m in messages],
-                tools=json.loads(tools) if tools else None,
-                tokenize=False,
-                add_generation_prompt=answer_next,
-                **self.options,
-            )
+            return self._apply(plain, tools, answer_next=answer_next)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RowError(
                 "template", "messages", "a conversation that the chat template takes", words(str(error))
             ) from error
 
     def _segments(
-        self, messages: Sequence[Message], tools: str | None, *, learned_from: int
+        self, messages: Sequence[Message], tools: list[Any] | None, *, learned_from: int
     ) -> tuple[list[Segment], bool]:
         """Return one segment, or one for each answer where the template rewrites history.
 
         Answers before message `learned_from` are context.
         """
-        answers = [i for i, m in enumerate(messages) if m.role == "assistant" and i >= learned_from]
+        turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        answers = [i for i in turns if i >= learned_from]
+        prompts = self._prompts(messages, tools)
         texts = [self._render(messages[: i + 1], tools) for i in answers]
-        starts = [self._answer_start(messages[:i], text, tools) for i, text in zip(answers, texts, strict=True)]
+        asked = prompts[len(turns) - len(answers) :]
+        starts = [_common(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
         consistent = all(later.startswith(text) for text, later in pairwise(texts))
         if consistent:
             ends = [len(text) for text in texts]
-            segment, has_end = self._weigh(texts[-1], list(zip(starts, ends, strict=True)))
+            segment, has_end = self._weigh(texts[-1], list(zip(starts, ends, strict=True)), prompts)
             return [segment], has_end
-        weighed = [self._weigh(text, [(start, len(text))]) for text, start in zip(texts, starts, strict=True)]
+        weighed = [
+            self._weigh(text, [(start, len(text))], prompts[: turns.index(i)])
+            for i, text, start in zip(answers, texts, starts, strict=True)
+        ]
         return [segment for segment, _ in weighed], all(has_end for _, has_end in weighed)
 
-    def _answer_start(self, before: Sequence[Message], text: str, tools: str | None) -> int:
-        """Return where the answer begins in `text`: behind what the template writes when asked for an answer."""
-        asked = self._render(before, tools, answer_next=True)
-        if text.startswith(asked):
-            return len(asked)
-        return next(
-            (i for i, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b), min(len(asked), len(text))
-        )
+    def _prompts(self, messages: Sequence[Message], tools: list[Any] | None) -> list[str]:
+        """Return what the template writes when it is asked for each of the answers."""
+        turns = (i for i, m in enumerate(messages) if m.role == "assistant")
+        return [self._render(messages[:i], tools, answer_next=True) for i in turns]
 
-    def _weigh(self, text: str, answers: list[tuple[int, int]]) -> tuple[Segment, bool]:
-        """Tokenize `text`; tokens inside an answer weigh 1, except what follows its end-of-turn token."""
-        ids, offsets = self._tokenize(text, [start for start, _ in answers])
+    def _weigh(self, text: str, answers: list[tuple[int, int]], prompts: Sequence[str]) -> tuple[Segment, bool]:
+        """Tokenize `text`; tokens inside an answer weigh 1, except what follows its end-of-turn token.
+
+        A token begins where an answer does, and behind each of `prompts` in front of it.
+        """
+        ids, offsets = self._tokenize(text, sorted({*_borders(text, prompts), *(start for start, _ in answers)}))
         weight = [1.0 if self.train_on_prompt else 0.0] * len(ids)
         has_end = True
         for start, end in answers:
@@ -276,3 +232,16 @@ class ChatTemplate:
             shift_b = sum(border + n < b for n, border in enumerate(borders))
             kept.append((token, (a - shift_a, b - shift_b)))
         return [token for token, _ in kept], [offset for _, offset in kept]
+
+
+def _borders(text: str, prompts: Sequence[str]) -> list[int]:
+    """Return where the answers to `prompts` begin in `text`, of those that it begins with."""
+    return [len(prompt) for prompt in prompts if text.startswith(prompt)]
+
+
+def _common(asked: str, text: str) -> int:
+    """Return where the answer begins in `text`: behind what it shares with the prompt."""
+    if text.startswith(asked):
+        return len(asked)
+    pairs = enumerate(zip(asked, text, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(asked), len(text)))

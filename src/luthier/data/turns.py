@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from luthier.core.findings import RowError, words
 from luthier.core.registry import did_you_mean
 from luthier.core.types import Example, Message
+from luthier.data.chat_format import THINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +45,34 @@ def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool
         found = words(f"an unpaired surrogate at character {error.start}")
         raise RowError("unpaired_surrogate", column, "valid Unicode", found, "write the whole character") from error
     return value
+
+
+def tools_column(row: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
+    """Return the descriptions of tools as JSON; None where the row has none."""
+    tools = row.get(columns.get("tools", "tools"))
+    return (tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)) if tools else None
+
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a turn that hold what was thought before an answer."""
+
+
+def reasoning_of(turn: Mapping[str, object]) -> str:
+    """Return the thought of a turn that stands in a field of its own, or an empty text; raises RowError."""
+    field = next((name for name in REASONING if turn.get(name)), None)
+    return text_of(turn, field, field) if field else ""
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """Return the thought that an answer begins with, and the rest.
+
+    >>> split_thought("<think>\\nHm.\\n</think>\\n\\nYes.")
+    ('Hm.', 'Yes.')
+    """
+    head, closed, rest = text.partition(THINK[1])
+    if not closed or not head.lstrip().startswith(THINK[0]):
+        return "", text
+    return head.lstrip().removeprefix(THINK[0]).strip("\n"), rest.lstrip("\n")
 
 
 def conversation(turns: Sequence[Placed], *, field: str, tools: str | None) -> Example:
@@ -126,7 +156,7 @@ def check_order(turns: Sequence[Placed], field: str) -> None:
                 words(f"role {message.role}"),
                 "put the turns in order",
             )
-        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
+        if message.role == "assistant" and not (message.content.strip() or message.tool_calls):
             raise RowError("empty_text", place, "an answer", message.content, "remove the row")
         before = message.role
     if before != "assistant":

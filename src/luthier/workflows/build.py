@@ -18,7 +18,8 @@ from luthier.data.audit import AuditReport, leakage
 from luthier.data.loader import Layout, Loader, MapLoader, StreamLoader
 from luthier.data.prepare import Preparer, prepare, split_note, stream_units
 from luthier.data.store import UnitStore
-from luthier.data.template import ChatTemplate, apply_named_template
+from luthier.data.template import ChatTemplate
+from luthier.data.template_shelf import apply_named_template
 from luthier.engines.hf import HfEngine
 from luthier.engines.local import LocalEngine
 from luthier.kernels.cpu import prepare_process

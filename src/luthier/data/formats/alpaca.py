@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from luthier.core.findings import RowError
 from luthier.core.registry import FORMATS, PAIR_FORMATS
 from luthier.core.types import Example, Message
-from luthier.data.turns import split_pair, text_of
+from luthier.data.turns import split_pair, text_of, tools_column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def alpaca(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[
     name = {**COLUMNS, **columns}
     context = _context(row, name)
     answer = Message(role="assistant", content=text_of(row, name["response"], "response"))
-    return Example(context=tuple(context), endings=((answer,),))
+    return Example(context=tuple(context), endings=((answer,),), tools=tools_column(row, columns))
 
 
 @PAIR_FORMATS.register("alpaca")
@@ -40,7 +40,8 @@ def alpaca_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Map
     chosen, rejected = (
         Message(role="assistant", content=text_of(row, name[which], which)) for which in ("chosen", "rejected")
     )
-    return split_pair([*context, chosen], [*context, rejected], field=name["rejected"])
+    tools = tools_column(row, columns)
+    return split_pair([*context, chosen], [*context, rejected], field=name["rejected"], tools=tools)
 
 
 def _context(row: Mapping[str, object], name: Mapping[str, str]) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from luthier.core.findings import RowError, words
 from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import Placed, conversation, preference, text_of
+from luthier.data.turns import Placed, conversation, preference, reasoning_of, text_of, tools_column
 
 _ROLES = get_args(Role)
 
@@ -18,7 +18,7 @@ _ROLES = get_args(Role)
 def openai(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Read messages with roles system (or developer), user, assistant and tool; tool calls are kept."""
     field = columns.get("messages", "messages")
-    return conversation(_messages(row, field, tags), field=field, tools=_tools(row, columns))
+    return conversation(_messages(row, field, tags), field=field, tools=tools_column(row, columns))
 
 
 @PAIR_FORMATS.register("openai")
@@ -42,7 +42,7 @@ def openai_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Map
         columns,
         context=context,
         turn=lambda value, where: _message(value, where, tags),
-        tools=_tools(row, columns),
+        tools=tools_column(row, columns),
     )
 
 
@@ -53,11 +53,6 @@ def _messages(row: Mapping[str, object], field: str, tags: Mapping[str, str]) ->
             text_of(row, field, "messages")
         raise RowError("wrong_type", field, "a list of messages", turns)
     return [(f"{field}[{i}]", _message(turn, f"{field}[{i}]", tags)) for i, turn in enumerate(turns)]
-
-
-def _tools(row: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
-    tools: Any = row.get(columns.get("tools", "tools"))
-    return tools if isinstance(tools, str) or not tools else json.dumps(tools)
 
 
 def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
@@ -72,7 +67,8 @@ def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
         _call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(turn.get("tool_calls") or [])
     )
     content = text_of(turn, tags.get("content_tag", "content"), "content", required=False)
-    return Message(role=role, content=content, tool_calls=calls)  # pyright: ignore[reportArgumentType]
+    reasoning = reasoning_of(turn) if role == "assistant" else ""
+    return Message(role=role, content=content, tool_calls=calls, reasoning=reasoning)  # pyright: ignore[reportArgumentType]
 
 
 def _call(call: Any, where: str) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from luthier.core.findings import RowError, words
 from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import Placed, conversation, preference, text_of
+from luthier.data.turns import Placed, conversation, preference, reasoning_of, split_thought, text_of, tools_column
 
 TAGS = {
     "role_tag": "from",
@@ -36,7 +36,7 @@ def sharegpt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mappin
     system = _optional(row, columns, "system")
     if system and turns[0][1].role != "system":
         turns.insert(0, ("system", Message(role="system", content=system)))
-    return conversation(turns, field=field, tools=_optional(row, columns, "tools") or None)
+    return conversation(turns, field=field, tools=tools_column(row, columns))
 
 
 @PAIR_FORMATS.register("sharegpt")
@@ -49,7 +49,7 @@ def sharegpt_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: M
         context=lambda: _turns(row, columns.get("messages", "conversations"), tag),
         turn=lambda value, where: _turn(value, where, tag),
         system=_optional(row, columns, "system"),
-        tools=_optional(row, columns, "tools") or None,
+        tools=tools_column(row, columns),
     )
 
 
@@ -75,9 +75,12 @@ def _turn(turn: object, where: str, tag: Mapping[str, str]) -> Message:
         hint = did_you_mean(said, list(names)) or "; name it in tags"
         raise RowError("unknown_role", f"{where}.{tag['role_tag']}", f"one of {', '.join(names)}", said, hint[2:])
     content = text_of(turn, tag["content_tag"], "content_tag", required=False)
+    role = _ROLES[names[said]]
+    reasoning = reasoning_of(turn) if role == "assistant" else ""
     if names[said] != "function_tag":
-        return Message(role=_ROLES[names[said]], content=content)
-    return Message(role="assistant", content="", tool_calls=_calls(content, where))
+        return Message(role=role, content=content, reasoning=reasoning)
+    thought, called = split_thought(content)
+    return Message(role=role, content="", tool_calls=_calls(called, where), reasoning=reasoning or thought)
 
 
 def _calls(content: str, where: str) -> tuple[Mapping[str, object], ...]:
