@@ -78,11 +78,15 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
 
 
-def stirred(name: str, folder: Path) -> Any:
-    """A model under a tuning whose parameters have moved."""
-    model = CASES[name][0].apply(fresh(folder)).eval()
+def stir(model: Any) -> Any:
+    """The same model, whose learning parameters have moved."""
     with torch.no_grad():
         for n, p in model.named_parameters():
             if p.requires_grad:
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n))) * 0.02)
-    return model
+    return model.eval()
+
+
+def stirred(name: str, folder: Path) -> Any:
+    """A model under a tuning whose parameters have moved."""
+    return stir(CASES[name][0].apply(fresh(folder)))

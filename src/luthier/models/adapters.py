@@ -14,6 +14,7 @@ from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger
 from luthier.models import bottleneck, going_on
 from luthier.tuning.parts import bottleneck as networks
+from luthier.tuning.parts.prefix import prefix_size
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -124,10 +125,7 @@ def _check_virtual(model: Any, folder: Path, facts: dict[str, Any], made_for: st
     config = plain_model(model).config
     size = config.hidden_size
     if facts["peft_type"] == "PREFIX_TUNING":
-        heads = config.num_attention_heads
-        size = (getattr(config, "head_dim", None) or size // heads) * (
-            getattr(config, "num_key_value_heads", None) or heads
-        )
+        size = prefix_size(plain_model(model))
     there, here = (facts["num_layers"], facts["token_dim"]), (config.num_hidden_layers, size)
     if there != here:
         raise ModelError(

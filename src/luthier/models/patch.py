@@ -103,9 +103,13 @@ def _written_out(
 
 
 def plain_attention(config: Any) -> str:
-    """Return the attention of transformers that is exact for a model: sdpa, unless scores are capped or have sinks."""
+    """Return the attention of transformers that is exact for a model: sdpa, unless scores have something it leaves out.
+
+    That is a cap, sinks, or the bias by distance of ALiBi.
+    """
     text = config.get_text_config()
-    return "eager" if getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss" else "sdpa"
+    more = getattr(text, "attn_logit_softcapping", None) or getattr(text, "alibi", False)
+    return "eager" if more or text.model_type == "gpt_oss" else "sdpa"
 
 
 def attention_for(config: Any, kernels: str) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from luthier.config.schema import Names
 from luthier.core.anatomy import linear_names
 from luthier.core.errors import ConfigError
+from luthier.core.log import say_once
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
-from luthier.tuning.targets import choose_linears
+from luthier.tuning.targets import choose_linears, experts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,16 +41,20 @@ class Ia3(Tuning):
         from peft import IA3Config, get_peft_model
 
         scaled = self._named(model, self.targets, KEYS_AND_VALUES, "targets")
-        inner = self._named(model, self.feedforward, SECOND_OF_MLP, "feedforward")
+        inner = self._named(model, self.feedforward, SECOND_OF_MLP, "feedforward", required=not experts_of(model))
         config = IA3Config(target_modules=[*scaled, *inner], feedforward_modules=inner, task_type="CAUSAL_LM")
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
-    def _named(model: nn.Module, asked: tuple[str, ...], usual: tuple[str, ...], setting: str) -> list[str]:
+    def _named(
+        model: nn.Module, asked: tuple[str, ...], usual: tuple[str, ...], setting: str, *, required: bool = True
+    ) -> list[str]:
         if asked != ("all",):
             return list(choose_linears(model, asked, f"ia3 {setting}"))
         there = linear_names(model)
         found = [name for name in usual if name.rpartition(".")[2] in there]
-        if not found:
+        if not found and not required:
+            say_once("ia3: the weights of experts are no linear layers, so only keys and values are scaled")
+        elif not found:
             raise ConfigError(f"ia3: name the {setting} of this model yourself; it has {', '.join(sorted(there))}")
         return found

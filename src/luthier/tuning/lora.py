@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from luthier.config.schema import Names
-from luthier.core.anatomy import family_of, plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
-from luthier.tuning.targets import check_names, check_rank, choose_linears, has_tied_head, module_names
+from luthier.tuning.targets import check_names, check_rank, choose_linears, experts_of, has_tied_head, module_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,7 +110,7 @@ class Lora(Tuning):
     def _experts(self, model: nn.Module) -> list[str] | None:
         if not self.experts:
             return None
-        parameters = list(family_of(plain_model(model).config.model_type).experts)
+        parameters = list(experts_of(model))
         if not parameters:
             raise ConfigError("experts: true, but this model is no mixture of experts; leave it out")
         if self.dropout or self.dora:

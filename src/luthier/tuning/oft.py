@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from luthier.config.combinations import refuse
 from luthier.config.schema import Names
+from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
+from luthier.core.log import say_once
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
 from luthier.tuning.targets import check_names, choose_linears, module_names
 
 if TYPE_CHECKING:
     from torch import nn
+
+LATENT_INPUT = "kv_b_proj"
+"""Layer of latent attention (arXiv:2405.04434) whose input has four dimensions."""
 
 
 @TUNINGS.register("oft")
@@ -43,7 +49,10 @@ class Oft(Tuning):
 
         if (self.block_size > 0) == (self.blocks > 0):
             raise ConfigError("oft: set block_size, or blocks (and block_size: 0), but not both")
+        refuse("oft", plain_model(model).config)
         sizes = choose_linears(model, self.targets, "oft_target")
+        if self.targets == ("all",) and sizes.pop(LATENT_INPUT, None):
+            say_once(f"oft: {LATENT_INPUT} is left out, because peft turns inputs of three dimensions only")
         check_names(self.modules_to_save, module_names(model), "modules_to_save: module")
         self._check_blocks(model, set(sizes))
         config = OFTConfig(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.config.combinations import refuse
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
@@ -39,25 +40,26 @@ class Prefix(Tuning):
         """Return a peft model whose prefix learns. Raises ConfigError for attention that takes no prefix."""
         from peft import PrefixTuningConfig, get_peft_model
 
-        from luthier.tuning.parts.prefix import activations, begin_with
+        from luthier.tuning.parts.prefix import activations, begin_with, tokens_of
 
         check_room(model, self.tokens)
-        if hasattr(plain_model(model).config, "kv_lora_rank"):
-            raise ConfigError(
-                "latent attention has keys and values of different size, which a prefix cannot be; use tuning: prompt"
-            )
+        refuse("prefix", plain_model(model).config)
         if self.text and self.init == "random":
             raise ConfigError("prefix: text is the start of init: activations; leave one of them out")
-        start = activations(plain_model(model), self.tokens, self.text) if self.init == "activations" else None
+        plain = plain_model(model)
+        start_PLKC = activations(plain, tokens_of(plain, self.tokens, self.text))
+        heads, size = start_PLKC.shape[2:]
         config = PrefixTuningConfig(
             num_virtual_tokens=self.tokens,
+            num_attention_heads=heads,
+            token_dim=heads * size,
             prefix_projection=self.reparameterization,
             encoder_hidden_size=self.hidden,  # pyright: ignore[reportArgumentType]  # peft fills in its own
             task_type="CAUSAL_LM",
         )
         tuned: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-        if start is not None:
-            begin_with(tuned.prompt_encoder[tuned.active_adapter], start)
+        if self.init == "activations":
+            begin_with(tuned.prompt_encoder[tuned.active_adapter], start_PLKC.flatten(1))
         return tuned
 
 

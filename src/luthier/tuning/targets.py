@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from luthier.core.anatomy import linear_names, plain_model
+from luthier.core.anatomy import family_of, linear_names, plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.registry import did_you_mean
 
@@ -49,6 +49,11 @@ def has_tied_head(model: nn.Module) -> bool:
     plain = plain_model(model)
     head = plain.get_output_embeddings()
     return head is not None and head.weight is plain.get_input_embeddings().weight
+
+
+def experts_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the parameters that hold the weights of experts, by path inside a layer; empty for dense models."""
+    return family_of(plain_model(model).config.model_type).experts
 
 
 def check_rank(rank: int, sizes: dict[str, int], setting: str) -> None:

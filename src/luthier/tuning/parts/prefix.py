@@ -14,17 +14,23 @@ from luthier.core.errors import ConfigError
 
 
 @torch.no_grad()
-def activations(plain: Any, count: int, text: str) -> Tensor:
-    """Return keys and values of real tokens as peft lays them, [P, L * 2 * K * C]."""
-    ids = _tokens_of(plain, count, text)
-    cache = plain(input_ids=ids[None].to(plain.device), use_cache=True).past_key_values
+def activations(plain: Any, ids_P: Tensor) -> Tensor:
+    """Return keys and values of real tokens in peft's order, [P, L * 2, K, C]."""
+    cache, count = plain(input_ids=ids_P[None].to(plain.device), use_cache=True).past_key_values, len(ids_P)
     # Layers with a window keep the latest tokens only; the others of such a layer begin as zeros.
     parts = [x[0] for layer in cache.layers for x in (layer.keys, layer.values)]
     filled = [torch.nn.functional.pad(x_KPC, (0, 0, count - x_KPC.shape[1], 0)) for x_KPC in parts]
-    return torch.stack(filled, 1).permute(2, 1, 0, 3).reshape(count, -1).float()
+    return torch.stack(filled).permute(2, 0, 1, 3).float()
 
 
-def _tokens_of(plain: Any, count: int, text: str) -> Tensor:
+def prefix_size(plain: Any) -> int:
+    """Return the numbers of a layer's keys for one token, K * C, as the model's own cache has them."""
+    _, _, heads, size = activations(plain, torch.zeros(1, dtype=torch.long)).shape
+    return heads * size
+
+
+def tokens_of(plain: Any, count: int, text: str) -> Tensor:
+    """Return ids of `text`, repeated or cut to `count`; random ones where it is empty."""
     if not text:
         return torch.randint(plain.config.vocab_size, (count,))
     from transformers import AutoTokenizer
