@@ -172,6 +172,8 @@ class TrainConfig:
     """Added to the denominator."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient to this norm; 0 does not clip."""
+    moe_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the load-balancing loss of a mixture of experts; 0 leaves it out."""
     gradient_checkpointing: bool = False
     """Compute the activations of every layer again in the backward pass: less memory, more time."""
     memory_budget: Bytes | None = None

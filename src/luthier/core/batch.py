@@ -128,6 +128,10 @@ class Scores:
     """[N] entropy of the predicted distribution, in nats."""
     value: Tensor | None = None
     """[N] value or reward head."""
+    balance: Tensor | None = None
+    """Scalar load-balancing loss of a mixture of experts, for an average token."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """name -> scalar for an average token, of the model itself: the load of the busiest expert and the like."""
 
 
 @dataclass(frozen=True, slots=True)

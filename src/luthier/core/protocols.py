@@ -99,8 +99,8 @@ class Family:
     """Parameters that hold the weights of all experts of a layer, by path inside the layer."""
     router: str = ""
     """Path of the router inside a layer of a mixture of experts; frozen unless everything learns."""
-    balance: str = ""
-    """Path of transformers' load-balancing loss of this architecture; empty where it has none."""
+    balance_loss: bool = False
+    """Experts are kept evenly used by a loss (arXiv:2101.03961); others have a bias for it, or nothing."""
     gguf: str = ""
     """Name of the architecture in GGUF files; empty where that format has none."""
     quirks: str = ""

@@ -11,7 +11,7 @@ add_family(
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,
         router="mlp.router",
-        balance="transformers.models.gpt_oss.modeling_gpt_oss",
+        balance_loss=True,
         gguf="gpt-oss",
         kernels=("rms_norm", "lora_linear"),
         quirks=(

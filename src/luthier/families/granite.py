@@ -21,7 +21,7 @@ add_family(
         mlp="block_sparse_moe",
         experts=("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"),
         router="block_sparse_moe.router",
-        balance="transformers.models.granitemoe.modeling_granitemoe",
+        balance_loss=True,
         gguf="granitemoe",
         kernels=("rms_norm", "attention", "lora_linear"),
         quirks="Multipliers as in granite; 32 to 40 small experts.",

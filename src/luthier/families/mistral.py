@@ -20,7 +20,7 @@ add_family(
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,
         router="mlp.gate",
-        balance="transformers.models.mixtral.modeling_mixtral",
+        balance_loss=True,
         gguf="llama",
         kernels=("rms_norm", "attention", "lora_linear"),
         quirks="8 experts a layer, 2 for each token.",

@@ -31,7 +31,7 @@ add_family(
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,
         router="mlp.router",
-        balance="transformers.models.phimoe.modeling_phimoe",
+        balance_loss=True,
         gguf="phimoe",
         kernels=("layer_norm", "attention", "lora_linear"),
         quirks="16 experts chosen by SparseMixer, which adds noise in training; the router is inside a layer's MLP.",

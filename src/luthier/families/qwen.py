@@ -31,7 +31,7 @@ add_family(
         lora_targets=SPLIT,
         experts=EXPERTS,
         router="mlp.gate",
-        balance="transformers.models.qwen2_moe.modeling_qwen2_moe",
+        balance_loss=True,
         gguf="qwen2moe",
         quirks="A shared expert behind a gate of its own beside the others.",
     )
@@ -43,7 +43,7 @@ add_family(
         lora_targets=SPLIT,
         experts=EXPERTS,
         router="mlp.gate",
-        balance="transformers.models.qwen3_moe.modeling_qwen3_moe",
+        balance_loss=True,
         gguf="qwen3moe",
         quirks="128 experts a layer in the published models, 8 for each token.",
     )

@@ -19,6 +19,7 @@ from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
 from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.patch import FOREST
+from luthier.models.routing import watched
 from luthier.models.virtual import Virtual, virtual_tokens
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
@@ -35,11 +36,16 @@ class Policy(nn.Module):
         autocast: torch.dtype | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         offload: AbstractContextManager[None] | None = None,
+        balance: bool = False,
     ) -> None:
-        """`chunk_bytes`: of logits at a time; `offload`: where activations wait for the backward pass."""
+        """`chunk_bytes`: of logits at a time; `offload`: where activations wait for the backward pass.
+
+        `balance`: also say how evenly the experts are used, and its loss.
+        """
         super().__init__()
         self.model = model
         self.autocast, self.chunk_bytes, self.offload = autocast, chunk_bytes, offload
+        self.balance = balance
 
     def forward(self, batch: PackedBatch, *, with_entropy: bool = False) -> Scores:
         """Return log-probabilities [N] of the wanted targets, in nats, float32.
@@ -50,11 +56,15 @@ class Policy(nn.Module):
         number_format = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
             virtual = virtual_tokens(self.model)
-            hidden_TD = (self._alone if packing_of(plain.config) == "alone" else self._packed)(batch, virtual)
+            with watched(self.model) if self.balance else nullcontext() as routes:
+                hidden_TD = (self._alone if packing_of(plain.config) == "alone" else self._packed)(batch, virtual)
         hidden_ND = hidden_TD.index_select(0, batch.rows)
-        return self._score(
+        scores = self._score(
             plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
         )
+        if routes is None or not routes.logits_TE:
+            return scores
+        return replace(scores, balance=routes.balance(), metrics={"expert_load_max": routes.busiest()})
 
     def _packed(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
         """Return hidden states [T, D] of one pass over all spans."""

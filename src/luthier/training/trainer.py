@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from luthier.config.schema import TrainConfig
-    from luthier.core.batch import PackedBatch
+    from luthier.core.batch import PackedBatch, Scores
     from luthier.core.protocols import Objective
     from luthier.data.loader import Loader, MapLoader, Window
     from luthier.models.policy import Policy
@@ -129,10 +129,10 @@ class Trainer:
         for batch in batches:
             last = batch is batches[-1]
             with nullcontext() if last else acc.no_sync(self.policy):
-                loss = self.objective(self.policy(batch), batch)
-                acc.backward(loss.total * acc.num_processes / count)  # DDP averages over ranks; undo it
-            self.means.add({"loss": (loss.total, self.objective.count(batch)), **loss.metrics})
-            if not torch.isfinite(loss.total):
+                total, metrics = self._total(batch)
+                acc.backward(total * acc.num_processes / count)  # DDP averages over ranks; undo it
+            self.means.add(metrics)
+            if not torch.isfinite(total):
                 suspects += batch.origins
         norm = acc.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or math.inf)
         if not math.isfinite(float(norm)) or suspects:
@@ -142,6 +142,21 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": float(norm), "learning_rate": learning_rate}
+
+    def _total(self, batch: PackedBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the sum that is learned from, and metrics as (sum, count).
+
+        What the model says of itself holds for an average token, so it counts as often as the objective counts in this
+        batch: after the one division a window has the mean of its batches, weighted by what they hold.
+        """
+        scores: Scores = self.policy(batch)
+        loss, count = self.objective(scores, batch), self.objective.count(batch)
+        metrics = {"loss": (loss.total, count), **loss.metrics}
+        metrics |= {name: (value * count, count) for name, value in scores.metrics.items()}
+        if scores.balance is None:
+            return loss.total, metrics
+        metrics["moe_aux_loss"] = (scores.balance * count, count)
+        return loss.total + self.config.moe_aux_loss_coef * scores.balance * count, metrics
 
     def _refuse(self, norm: float, rows: Sequence[str]) -> None:
         self.optimizer.zero_grad(set_to_none=True)

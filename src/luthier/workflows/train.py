@@ -29,6 +29,7 @@ from luthier.models.load import (
     resolve_adapter,
 )
 from luthier.models.policy import Policy
+from luthier.models.routing import check_balance
 from luthier.models.recompute import Offload, recompute_layers
 from luthier.models.reference import Reference
 from luthier.runs.store import RunStore, read_status
@@ -172,7 +173,10 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
         save_trained(model, folder, files.public_base)
         tokenizer.save_pretrained(folder)
 
-    policy = Policy(model, autocast=placement.autocast)
+    balance = config.train.moe_aux_loss_coef > 0
+    if balance:
+        check_balance(model)
+    policy = Policy(model, autocast=placement.autocast, balance=balance)
     reference = make_reference(config, policy, tokenizer, placement, continued)
     return _Parts(policy, preparer, save_model, reference, placement, files.base)
 
