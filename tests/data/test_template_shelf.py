@@ -308,3 +308,10 @@ def test_templates_are_plain_files() -> None:
 def test_page_of_templates_is_current() -> None:
     done = subprocess.run([sys.executable, ROOT / "docs/make_templates.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(NO_TOOLS))
+def test_templates_without_tool_format_refuse_tools(name) -> None:
+    template = ChatTemplate(tokenizer_for(name))
+    with pytest.raises(RowError, match="name a template with a tool format, or leave tools out"):
+        template.render(example("tools"))

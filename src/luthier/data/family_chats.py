@@ -12,6 +12,12 @@ THINK_LINES = ("<think>\n", "\n</think>\n\n")
 HELPFUL = "You are a helpful assistant."
 _IM = ("<|im_start|>", "<|im_end|>")
 
+
+def plain(family: str, *, needs: tuple[str, ...] = (), **facts: object) -> ChatFormat:
+    """Return a format that calls tools in the plain way."""
+    return ChatFormat(family=family, tools=tools.DEFAULT, needs=needs, **facts)  # pyright: ignore[reportArgumentType]
+
+
 CHATML = ChatFormat(
     family="any with ChatML tokens",
     system="<|im_start|>system\n{text}<|im_end|>\n",
@@ -97,7 +103,7 @@ GPT_OSS = ChatFormat(
     jinja="gpt_oss",
 )
 MISTRAL = ChatFormat(
-    family="Mistral and Mixtral 7B to 8x22B",
+    family="Mistral 7B 0.3, Mixtral 8x22B",
     prefix="{bos}",
     system="{text}\n\n",
     system_in_user=True,

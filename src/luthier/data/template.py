@@ -119,8 +119,9 @@ class ChatTemplate:
         found: set[str] = set()
 
         def split(text: str) -> str:
-            found.update(token for token in self.control_tokens if token in text)
-            return self._split_special(text)
+            here = [token for token in self.control_tokens if token in text]
+            found.update(here)
+            return self._split_special(text) if here else text
 
         return guard(messages, split), deep(tools, split), tuple(sorted(found))
 

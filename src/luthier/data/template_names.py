@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """Every name that a template is asked for by, and its format.
 
 Families that differ from a main one in a few strings are spelt here as that difference.
@@ -12,15 +11,11 @@ from luthier.data import default_systems as systems
 from luthier.data import family_chats as main
 from luthier.data import tool_formats as tools
 from luthier.data.chat_format import THINK, ChatFormat
-from luthier.data.family_chats import CHATML, GLM4_7, HELPFUL, QWEN, QWEN3, QWEN3_NOTHINK, THINK_LINES
+from luthier.data.chinese_chats import CHINESE
+from luthier.data.family_chats import CHATML, HELPFUL, QWEN, QWEN3, QWEN3_NOTHINK, plain
 
 OWN = ("default", "auto")
 """Names of the tokenizer's own template; "default" is a plain one where there is none."""
-
-
-def _plain(family: str, *, needs: tuple[str, ...] = (), **facts: object) -> ChatFormat:
-    """Return a format that calls tools in the plain way."""
-    return ChatFormat(family=family, tools=tools.DEFAULT, needs=needs, **facts)  # pyright: ignore[reportArgumentType]
 
 
 _CHATML_NAMES: dict[str, ChatFormat] = {
@@ -87,7 +82,7 @@ _CHATML_NAMES: dict[str, ChatFormat] = {
         results=None,
         needs=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
     ),
-    "moonlight": _plain(
+    "moonlight": plain(
         "Moonlight",
         system="<|im_system|>system<|im_middle|>{text}<|im_end|>",
         user="<|im_user|>user<|im_middle|>{text}<|im_end|>",
@@ -111,6 +106,14 @@ _LLAMA_NAMES: dict[str, ChatFormat] = {
     "gemma3": main.GEMMA,
     "gemma4": main.GEMMA4,
     "mistral": main.MISTRAL,
+    "mixtral": plain(
+        "Mistral 7B 0.1, 0.2, Mixtral 8x7B",
+        prefix="{bos}",
+        system="{text}\n\n",
+        system_in_user=True,
+        user="[INST] {text} [/INST]",
+        answer=" {text}",
+    ),
     "ministral": main.MINISTRAL,
     "ministral3": main.MINISTRAL,
     "mistral_small": main.MISTRAL_SMALL,
@@ -125,22 +128,22 @@ _LLAMA_NAMES: dict[str, ChatFormat] = {
         end="<|end|>",
     ),
     "starchat": replace(main.PHI, family="StarChat", ask="<|assistant|>"),
-    "openchat": _plain(
+    "openchat": plain(
         "OpenChat 3.5",
         prefix="{bos}",
         user="GPT4 Correct User: {text}{eos}",
         ask="GPT4 Correct Assistant:",
         answer=" {text}",
     ),
-    "openchat-3.6": _plain(
+    "openchat-3.6": plain(
         "OpenChat 3.6",
         prefix="{bos}",
         user="<|start_header_id|>GPT4 Correct User<|end_header_id|>\n\n{text}<|eot_id|>",
         ask="<|start_header_id|>GPT4 Correct Assistant<|end_header_id|>\n\n",
         needs=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
-    "breeze": _plain("Breeze", prefix="{bos}", user="[INST] {text} [/INST] ", end="", last_end="{eos}"),
-    "solar": _plain(
+    "breeze": plain("Breeze", prefix="{bos}", user="[INST] {text} [/INST] ", end="", last_end="{eos}"),
+    "solar": plain(
         "Solar",
         system="### System:\n{text}\n\n",
         user="### User:\n{text}\n\n",
@@ -148,7 +151,7 @@ _LLAMA_NAMES: dict[str, ChatFormat] = {
         end="\n\n",
         last_end="{eos}",
     ),
-    "zephyr": _plain(
+    "zephyr": plain(
         "Zephyr",
         system="<|system|>\n{text}{eos}\n",
         user="<|user|>\n{text}{eos}\n",
@@ -158,179 +161,13 @@ _LLAMA_NAMES: dict[str, ChatFormat] = {
     ),
     "gpt_oss": main.GPT_OSS,
 }
-_CHINESE_NAMES: dict[str, ChatFormat] = {
-    "baichuan": _plain(
-        "Baichuan",
-        user="<reserved_102>{text}",
-        ask="<reserved_103>",
-        end="",
-        last_end="{eos}",
-        needs=("<reserved_102>", "<reserved_103>"),
-    ),
-    "baichuan2": _plain(
-        "Baichuan 2",
-        user="<reserved_106>{text}",
-        ask="<reserved_107>",
-        end="",
-        last_end="{eos}",
-        needs=("<reserved_106>", "<reserved_107>"),
-    ),
-    "chatglm2": _plain(
-        "ChatGLM 2",
-        prefix="[gMASK]sop",
-        system="{text}\n\n",
-        user="[Round {round}]\n\n问：{text}\n\n",
-        ask="答：",
-        end="\n\n",
-        last_end="{eos}",
-        needs=("[gMASK]", "sop"),
-    ),
-    "chatglm3": replace(
-        main.GLM4,
-        family="ChatGLM 3",
-        prefix="[gMASK]sop",
-        needs=("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    ),
-    "glm4": main.GLM4,
-    "glmz1": replace(main.GLM4, family="GLM-Z1", thought=THINK_LINES),
-    "glm4_moe": main.GLM4_MOE,
-    "glm4_7": GLM4_7,
-    "aeva": replace(GLM4_7, family="Aeva", default_system=systems.AEVA),
-    "deepseek": _plain(
-        "DeepSeek LLM, V2",
-        prefix="{bos}",
-        system="{text}\n\n",
-        user="User: {text}\n\n",
-        ask="Assistant:",
-        answer=" {text}",
-    ),
-    "deepseek3": main.DEEPSEEK3,
-    "deepseekr1": replace(main.DEEPSEEK3, family="DeepSeek R1 and its distillations", thought=THINK_LINES),
-    "deepseekcoder": _plain(
-        "DeepSeek Coder",
-        system="{text}",
-        user="### Instruction:\n{text}\n",
-        ask="### Response:",
-        answer="\n{text}\n",
-        end="<|EOT|>\n",
-        default_system=systems.PROGRAMMER.format("DeepSeek Coder", "DeepSeek Company"),
-        needs=("<|EOT|>",),
-    ),
-    "cpm": _plain("MiniCPM 1, 2", prefix="{bos}", user="<用户>{text}", ask="<AI>"),
-    "bailing": _plain(
-        "Bailing, Ling",
-        system="<role>SYSTEM</role>{text}",
-        user="<role>HUMAN</role>{text}",
-        ask="<role>ASSISTANT</role>",
-        end="",
-        last_end="{eos}",
-        results=("", "<role>OBSERVATION</role>{text}", ""),
-    ),
-    "bailing_v2": ChatFormat(
-        family="Ling 2",
-        system="<role>SYSTEM</role>{text}<|role_end|>",
-        user="<role>HUMAN</role>{text}<|role_end|>",
-        ask="<role>ASSISTANT</role>",
-        end="<|role_end|>",
-        results=("<role>OBSERVATION</role>", "\n<tool_response>\n{text}\n</tool_response>", "<|role_end|>"),
-        tools=tools.LING,
-        needs=("<|role_end|>",),
-    ),
-    "ernie_nothink": _plain(
-        "ERNIE 4.5",
-        prefix="<|begin_of_sentence|>",
-        system="{text}\n",
-        user="User: {text}\n",
-        ask="Assistant: ",
-        end="<|end_of_sentence|>",
-        needs=("<|begin_of_sentence|>", "<|end_of_sentence|>"),
-    ),
-    "hy3": _plain(
-        "Hunyuan 3",
-        prefix="{bos}",
-        user="<｜hy_User｜>{text}",
-        ask="<｜hy_Assistant｜>",
-        end="<｜hy_eos｜>",
-        thought=THINK,
-        needs=("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_eos｜>"),
-    ),
-    "hunyuan": _plain(
-        "Hunyuan Large",
-        prefix="<|startoftext|>",
-        system="{text}<|extra_4|>",
-        user="{text}<|extra_0|>",
-        end="<|eos|>",
-        needs=("<|startoftext|>", "<|extra_4|>", "<|extra_0|>", "<|eos|>"),
-    ),
-    "hunyuan_small": _plain(
-        "Hunyuan small",
-        prefix="<｜hy_begin▁of▁sentence｜>",
-        system="{text}<｜hy_place▁holder▁no▁3｜>",
-        user="<｜hy_User｜>{text}<｜hy_place▁holder▁no▁8｜>",
-        end="<｜hy_place▁holder▁no▁2｜>",
-        needs=("<｜hy_User｜>", "<｜hy_place▁holder▁no▁8｜>", "<｜hy_place▁holder▁no▁2｜>"),
-    ),
-    "hy_dense_1_8b": _plain(
-        "Hunyuan 1.8B",
-        prefix="{bos}",
-        system="{text}<｜hy_place▁holder▁no▁3｜>",
-        user="<｜hy_User｜>{text}",
-        ask="<｜hy_Assistant｜>",
-        end="",
-        last_end="{eos}",
-        needs=("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_place▁holder▁no▁3｜>"),
-    ),
-    "hy_dense_7b": _plain(
-        "Hunyuan 7B",
-        prefix="{bos}",
-        system="{text}<|extra_4|>",
-        user="{text}<|extra_0|>",
-        end="",
-        last_end="{eos}",
-        needs=("<|extra_4|>", "<|extra_0|>"),
-    ),
-    "index": _plain(
-        "Index",
-        system="<unk>{text}",
-        user="reserved_0{text}reserved_1",
-        end="",
-        last_end="{eos}",
-        needs=("reserved_0", "reserved_1"),
-    ),
-    "minimax1": main.MINIMAX1,
-    "minimax2": main.MINIMAX2,
-    "seed_oss": main.SEED_OSS,
-    "seed_coder": _plain(
-        "Seed-Coder",
-        system="{bos}system\n{text}{eos}",
-        user="{bos}user\n{text}{eos}",
-        ask="{bos}assistant\n",
-        default_system=systems.PROGRAMMER.format("Seed-Coder", "ByteDance Seed") + "\n",
-    ),
-    "telechat2": _plain(
-        "TeleChat 2", system="<_system>{text}", user="<_user>{text}", ask="<_bot>", default_system=systems.TELECHAT
-    ),
-    "xuanyuan": _plain("XuanYuan", user="Human: {text}", ask=" Assistant:", default_system=systems.XUANYUAN),
-    "youtu": replace(
-        QWEN3,
-        family="Youtu",
-        prefix="{bos}",
-        system="{text}",
-        user="<|User|>{text}",
-        ask="<|Assistant|>",
-        end="<|end_of_text|>",
-        results=("", "<tool_response>\n{text}\n</tool_response>", ""),
-        needs=("<|User|>", "<|Assistant|>", "<|end_of_text|>"),
-    ),
-    "yuan": _plain("Yuan", user="{text}<sep>", end="<eod>\n", needs=("<sep>", "<eod>")),
-}
 _OTHER_NAMES: dict[str, ChatFormat] = {
     "alpaca": main.ALPACA,
     "vicuna": main.VICUNA,
     "plain": main.PLAIN,
     "empty": main.EMPTY,
     "fewshot": replace(main.EMPTY, family="base models, turns apart", end="\n\n"),
-    "falcon": _plain("Falcon", user="User: {text}\n", ask="Falcon:", end="\n", last_end="{eos}"),
+    "falcon": plain("Falcon", user="User: {text}\n", ask="Falcon:", end="\n", last_end="{eos}"),
     "granite3": main.GRANITE3,
     "granite4": replace(
         main.GRANITE3,
@@ -339,8 +176,8 @@ _OTHER_NAMES: dict[str, ChatFormat] = {
         results=("", "<|start_of_role|>tool<|end_of_role|>{text}<|end_of_text|>\n", ""),
         tools=tools.QWEN,
     ),
-    "olmo": _plain("OLMo 1", prefix="{eos}", user="<|user|>\n{text}", ask="<|assistant|>\n"),
-    "olmo2": _plain(
+    "olmo": plain("OLMo 1", prefix="{eos}", user="<|user|>\n{text}", ask="<|assistant|>\n"),
+    "olmo2": plain(
         "OLMo 2",
         prefix="{bos}",
         system="<|system|>\n{text}\n",
@@ -349,7 +186,7 @@ _OTHER_NAMES: dict[str, ChatFormat] = {
         end="{eos}\n",
         last_end="{eos}",
     ),
-    "starcoder2": _plain(
+    "starcoder2": plain(
         "StarCoder 2",
         prefix="{bos}",
         user="### Instruction\n{text}\n\n",
@@ -357,7 +194,7 @@ _OTHER_NAMES: dict[str, ChatFormat] = {
         end="{eos}\n\n",
         default_system=systems.STARCODER,
     ),
-    "cohere": _plain(
+    "cohere": plain(
         "Command R",
         prefix="{bos}",
         system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{text}<|END_OF_TURN_TOKEN|>",
@@ -367,7 +204,7 @@ _OTHER_NAMES: dict[str, ChatFormat] = {
         trim="turns",
         needs=("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
     ),
-    "exaone": _plain(
+    "exaone": plain(
         "EXAONE 3",
         system="[|system|]{text}[|endofturn|]\n",
         user="[|user|]{text}\n",
@@ -380,7 +217,6 @@ ALIASES = {
     "llama3": "llama3_1 llama3_2 llama3_3",
     "qwen": "qwen2 qwen2_5",
     "phi": "phi3",
-    "mistral": "mixtral",
     "intern2": "intern3 internlm2 internlm3",
     "cpm": "minicpm",
     "cohere": "command_r",
@@ -388,7 +224,7 @@ ALIASES = {
     "deepseek3": "deepseek_v3",
     "deepseekr1": "deepseek_r1",
 }
-FORMATS: dict[str, ChatFormat] = {**_CHATML_NAMES, **_LLAMA_NAMES, **_CHINESE_NAMES, **_OTHER_NAMES}
+FORMATS: dict[str, ChatFormat] = {**_CHATML_NAMES, **_LLAMA_NAMES, **CHINESE, **_OTHER_NAMES}
 NAMES: dict[str, ChatFormat] = {
     **FORMATS,
     "default": main.DEFAULT,

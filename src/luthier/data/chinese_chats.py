@@ -1,0 +1,180 @@
+# ruff: noqa: RUF001
+"""The chat formats of families from Chinese laboratories that differ from a main one in a few strings, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from luthier.data import default_systems as systems
+from luthier.data import family_chats as main
+from luthier.data import tool_formats as tools
+from luthier.data.chat_format import THINK, ChatFormat
+from luthier.data.family_chats import GLM4_7, QWEN3, THINK_LINES, plain
+
+_HUNYUAN = plain(
+    "Hunyuan 7B",
+    prefix="{bos}",
+    system="{text}<|extra_4|>",
+    user="{text}<|extra_0|>",
+    end="",
+    last_end="{eos}",
+    needs=("<|extra_4|>", "<|extra_0|>"),
+)
+CHINESE: dict[str, ChatFormat] = {
+    "baichuan": plain(
+        "Baichuan",
+        user="<reserved_102>{text}",
+        ask="<reserved_103>",
+        end="",
+        last_end="{eos}",
+        needs=("<reserved_102>", "<reserved_103>"),
+    ),
+    "baichuan2": plain(
+        "Baichuan 2",
+        user="<reserved_106>{text}",
+        ask="<reserved_107>",
+        end="",
+        last_end="{eos}",
+        needs=("<reserved_106>", "<reserved_107>"),
+    ),
+    "chatglm2": plain(
+        "ChatGLM 2",
+        prefix="[gMASK]sop",
+        system="{text}\n\n",
+        user="[Round {round}]\n\n问：{text}\n\n",
+        ask="答：",
+        end="\n\n",
+        last_end="{eos}",
+        needs=("[gMASK]", "sop"),
+    ),
+    "chatglm3": replace(
+        main.GLM4,
+        family="ChatGLM 3",
+        prefix="[gMASK]sop",
+        needs=("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
+    "glm4": main.GLM4,
+    "glmz1": replace(main.GLM4, family="GLM-Z1", thought=THINK_LINES),
+    "glm4_moe": main.GLM4_MOE,
+    "glm4_7": GLM4_7,
+    "aeva": replace(GLM4_7, family="Aeva", default_system=systems.AEVA),
+    "deepseek": plain(
+        "DeepSeek LLM, V2",
+        prefix="{bos}",
+        system="{text}\n\n",
+        user="User: {text}\n\n",
+        ask="Assistant:",
+        answer=" {text}",
+    ),
+    "deepseek3": main.DEEPSEEK3,
+    "deepseekr1": replace(main.DEEPSEEK3, family="DeepSeek R1 and its distillations", thought=THINK_LINES),
+    "deepseekcoder": plain(
+        "DeepSeek Coder",
+        system="{text}",
+        user="### Instruction:\n{text}\n",
+        ask="### Response:",
+        answer="\n{text}\n",
+        end="<|EOT|>\n",
+        default_system=systems.PROGRAMMER.format("DeepSeek Coder", "DeepSeek Company"),
+        needs=("<|EOT|>",),
+    ),
+    "cpm": plain("MiniCPM 1, 2", prefix="{bos}", user="<用户>{text}", ask="<AI>"),
+    "bailing": plain(
+        "Bailing, Ling",
+        system="<role>SYSTEM</role>{text}",
+        user="<role>HUMAN</role>{text}",
+        ask="<role>ASSISTANT</role>",
+        end="",
+        last_end="{eos}",
+        results=("", "<role>OBSERVATION</role>{text}", ""),
+    ),
+    "bailing_v2": ChatFormat(
+        family="Ling 2",
+        system="<role>SYSTEM</role>{text}<|role_end|>",
+        user="<role>HUMAN</role>{text}<|role_end|>",
+        ask="<role>ASSISTANT</role>",
+        end="<|role_end|>",
+        results=("<role>OBSERVATION</role>", "\n<tool_response>\n{text}\n</tool_response>", "<|role_end|>"),
+        tools=tools.LING,
+        needs=("<|role_end|>",),
+    ),
+    "ernie_nothink": plain(
+        "ERNIE 4.5",
+        prefix="<|begin_of_sentence|>",
+        system="{text}\n",
+        user="User: {text}\n",
+        ask="Assistant: ",
+        end="<|end_of_sentence|>",
+        needs=("<|begin_of_sentence|>", "<|end_of_sentence|>"),
+    ),
+    "hy3": plain(
+        "Hunyuan 3",
+        prefix="{bos}",
+        user="<｜hy_User｜>{text}",
+        ask="<｜hy_Assistant｜>",
+        end="<｜hy_eos｜>",
+        thought=THINK,
+        needs=("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_eos｜>"),
+    ),
+    "hunyuan": replace(
+        _HUNYUAN,
+        family="Hunyuan Large",
+        prefix="<|startoftext|>",
+        end="<|eos|>",
+        last_end=None,
+        needs=("<|startoftext|>", "<|extra_4|>", "<|extra_0|>", "<|eos|>"),
+    ),
+    "hunyuan_small": plain(
+        "Hunyuan small",
+        prefix="<｜hy_begin▁of▁sentence｜>",
+        system="{text}<｜hy_place▁holder▁no▁3｜>",
+        user="<｜hy_User｜>{text}<｜hy_place▁holder▁no▁8｜>",
+        end="<｜hy_place▁holder▁no▁2｜>",
+        needs=("<｜hy_User｜>", "<｜hy_place▁holder▁no▁8｜>", "<｜hy_place▁holder▁no▁2｜>"),
+    ),
+    "hy_dense_1_8b": plain(
+        "Hunyuan 1.8B",
+        prefix="{bos}",
+        system="{text}<｜hy_place▁holder▁no▁3｜>",
+        user="<｜hy_User｜>{text}",
+        ask="<｜hy_Assistant｜>",
+        end="",
+        last_end="{eos}",
+        needs=("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_place▁holder▁no▁3｜>"),
+    ),
+    "hy_dense_7b": _HUNYUAN,
+    "index": plain(
+        "Index",
+        system="<unk>{text}",
+        user="reserved_0{text}reserved_1",
+        end="",
+        last_end="{eos}",
+        needs=("reserved_0", "reserved_1"),
+    ),
+    "minimax1": main.MINIMAX1,
+    "minimax2": main.MINIMAX2,
+    "seed_oss": main.SEED_OSS,
+    "seed_coder": plain(
+        "Seed-Coder",
+        system="{bos}system\n{text}{eos}",
+        user="{bos}user\n{text}{eos}",
+        ask="{bos}assistant\n",
+        default_system=systems.PROGRAMMER.format("Seed-Coder", "ByteDance Seed") + "\n",
+    ),
+    "telechat2": plain(
+        "TeleChat 2", system="<_system>{text}", user="<_user>{text}", ask="<_bot>", default_system=systems.TELECHAT
+    ),
+    "xuanyuan": plain("XuanYuan", user="Human: {text}", ask=" Assistant:", default_system=systems.XUANYUAN),
+    "youtu": replace(
+        QWEN3,
+        family="Youtu",
+        prefix="{bos}",
+        system="{text}",
+        user="<|User|>{text}",
+        ask="<|Assistant|>",
+        end="<|end_of_text|>",
+        results=("", "<tool_response>\n{text}\n</tool_response>", ""),
+        needs=("<|User|>", "<|Assistant|>", "<|end_of_text|>"),
+    ),
+    "yuan": plain("Yuan", user="{text}<sep>", end="<eod>\n", needs=("<sep>", "<eod>")),
+}
