@@ -34,12 +34,23 @@ def settings() -> list[str]:
 def compatibility() -> list[str]:
     """Return the tables of foreign keys."""
     lines = ["\n## Keys of LLaMA-Factory that are spelt differently here\n", "| there | here |", "|---|---|"]
-    lines += [f"| `{key}` | `{value}` |" for key, value in compat.RENAMED.items()]
-    lines += [f"| `{key}: true` | `{dotted}: {value}` |" for key, (dotted, value) in compat.SWITCHES.items()]
+    there = {dotted: key for key, dotted in compat.RENAMED.items()}
+    combined = [dotted for dotted in compat.WORDS if dotted in there]
+    lines += [f"| `{key}` | `{value}` |" for key, value in compat.RENAMED.items() if value not in combined]
+    lines += [
+        f"| `{key}: true` | {_settings({dotted: value}, there)} |" for key, (dotted, value) in compat.SWITCHES.items()
+    ]
+    for conditions, settings in compat.PRESETS:
+        more = {dotted: meaning[conditions[dotted]] for dotted, meaning in compat.MEANS.items() if dotted in conditions}
+        lines.append(f"| {_settings(conditions, there)} | {_settings(more | settings, {})} |")
     for title, table in (("left out, with a notice", compat.IGNORED), ("refused", compat.REFUSED)):
         lines += [f"\n## Keys that are {title}\n", "| key | reason |", "|---|---|"]
         lines += [f"| `{key}` | {reason} |" for key, reason in table.items()]
     return lines
+
+
+def _settings(settings: dict[str, object], names: dict[str, str]) -> str:
+    return " and ".join(f"`{names.get(dotted, dotted)}: {value}`" for dotted, value in settings.items())
 
 
 def main() -> None:

@@ -148,10 +148,54 @@ def test_key_names_are_given_once() -> None:
 def test_renamed_keys_lead_to_settings() -> None:
     from dataclasses import fields
 
-    for dotted in (*compat.RENAMED.values(), *compat.VALUES, *(target for target, _ in compat.SWITCHES.values())):
+    targets = {*compat.RENAMED.values(), *compat.VALUES, *(target for target, _ in compat.SWITCHES.values())}
+    presets = {dotted for conditions, settings in compat.PRESETS for dotted in (*conditions, *settings)}
+    assert presets & compat.WORDS.keys() == compat.WORDS.keys()
+    for dotted in (targets | presets | compat.MEANS.keys()) - compat.WORDS.keys():
         section, _, key = dotted.partition(".")
         classes = [SECTIONS[section]] if section in SECTIONS else [cls for _, cls in SHELVES[section][0].items()]
         assert key == "name" or any(key in {f.name for f in fields(cls)} for cls in classes), dotted
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"quantization_bit": 4}, "nf4"),
+        ({"quantization_bit": 4, "quantization_type": "fp4"}, "fp4"),
+        ({"quantization_bit": 8, "quantization_type": "nf4"}, "int8"),
+        ({"quantization_bit": None}, "none"),
+        ({"quantization_type": "nf4"}, "none"),
+        ({"load_in_4bit": True}, "nf4"),
+        ({"load_in_8bit": True}, "int8"),
+        ({"load_in_4bit": False}, "none"),
+        ({"finetuning_type": "qlora"}, "nf4"),
+        ({"finetuning_type": "qlora", "quantization_bit": 8}, "int8"),
+        ({"finetuning_type": "qlora", "quantization": "fp4"}, "fp4"),
+        ({"tuning": {"name": "qlora", "rank": 4}}, "nf4"),
+    ],
+)
+def test_words_for_quantization(given: dict, expected: str) -> None:
+    config = load_config({"model_name_or_path": "m", **given}).config
+    assert config.model.quantization == expected
+    assert type(config.tuning).__name__ == "Lora"
+    assert load_config(dump(config)).config == config
+
+
+def test_quantization_is_combined_over_file_and_command_line() -> None:
+    given = {"model_name_or_path": "m", "quantization_bit": 4, "quantization_method": "bnb"}
+    model = load_config(given, ["quantization_type=fp4"]).config.model
+    assert (model.quantization, model.quantization_backend) == ("fp4", "bitsandbytes")
+
+
+@pytest.mark.parametrize("name", ["full", "freeze"])
+def test_a_quantized_base_cannot_learn(name: str) -> None:
+    with pytest.raises(ConfigError, match="finetuning_type trains them; set finetuning_type: lora"):
+        load_config({"model_name_or_path": "m", "quantization": "nf4", "finetuning_type": name})
+
+
+def test_other_numbers_of_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="quantization_bit: expected 4 or 8, found '3'"):
+        load_config({"model_name_or_path": "m", "quantization_bit": 3})
 
 
 def test_every_setting_is_explained() -> None:

@@ -115,7 +115,7 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a folder .* did you mean 'smollm2-135m'"):
         resolve("smolm2-135m")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="is a file; expected a model folder"):
+    with pytest.raises(ModelError, match="is a file; expected a model folder, GGUF file"):
         resolve(str(tmp_path / "file"))
     with pytest.raises(ModelError, match="model nobody/nothing cannot be loaded|tokenizer of nobody/nothing"):
         load_tokenizer(resolve("nobody/nothing"), ModelConfig(model_name_or_path="nobody/nothing"))

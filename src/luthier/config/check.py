@@ -14,6 +14,11 @@ RULES: tuple[Rule, ...] = (
         "decode_dtype is for our decoder, but engine: hf was asked for; leave one of them out",
     ),
     (
+        lambda c: c.model.quantization != "none" and c.tuning is not None and c.tuning.base_learns,
+        "quantization keeps the weights of the model frozen, but this finetuning_type trains them; set "
+        "finetuning_type: lora, or quantization: none",
+    ),
+    (
         lambda c: c.data.streaming and c.train.max_steps < 1,
         "streaming: true needs max_steps, because the number of rows is not known beforehand",
     ),

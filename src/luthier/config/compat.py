@@ -16,13 +16,28 @@ RENAMED: dict[str, str] = {
     "lora_target": "tuning.targets",
     "use_rslora": "tuning.rslora",
     "use_dora": "tuning.dora",
+    "additional_target": "tuning.modules_to_save",
+    "pissa_iter": "tuning.pissa_iterations",
+    "loraplus_lr_ratio": "tuning.b_rate_ratio",
+    "loraplus_lr_embedding": "tuning.embedding_rate",
+    "oft_rank": "tuning.blocks",
+    "oft_block_size": "tuning.block_size",
+    "oft_target": "tuning.targets",
+    "module_dropout": "tuning.dropout",
+    "num_virtual_tokens": "tuning.tokens",
+    "prefix_projection": "tuning.reparameterization",
+    "encoder_hidden_size": "tuning.hidden",
     "pref_beta": "objective.beta",
     "pref_loss": "objective.loss",
     "pref_ftx": "objective.sft_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
     "freeze_trainable_layers": "tuning.layers",
     "freeze_trainable_modules": "tuning.modules",
+    "freeze_extra_modules": "tuning.extra_modules",
     "infer_dtype": "model.dtype",
+    "quantization_bit": "model.quantization_bit",
+    "quantization_type": "model.quantization_type",
+    "quantization_method": "model.quantization_backend",
     "resume_from_checkpoint": "train.resume",
     "evaluation_strategy": "train.eval_strategy",
 }
@@ -38,7 +53,16 @@ VALUES: dict[str, dict[Any, Any]] = {
     "train.save_strategy": {False: "no"},
     "train.eval_strategy": {False: "no"},
     "model.dtype": {"float16": "auto", "fp32": "float32", "bf16": "bfloat16"},
+    "model.kernels": {False: "off"},
+    "model.quantization_backend": {"bnb": "bitsandbytes"},
     "data.max_samples": {None: 0},
+    "tuning.pissa_iterations": {-1: 0},
+    "tuning.name": {
+        "adapter": "bottleneck",
+        "prefix_tuning": "prefix",
+        "prompt_tuning": "prompt",
+        "p_tuning": "ptuning",
+    },
 }
 """Dotted key -> value there -> value here."""
 
@@ -78,6 +102,7 @@ IGNORED: dict[str, str] = {
     "logging_first_step": "see logging_steps",
     "greater_is_better": "the best checkpoint is the one with the lowest eval_loss",
     "full_determinism": "runs on a processor are bit-identical anyway",
+    "pissa_convert": "such adapters are always written for the weights as they were",
     "hf_hub_token": "set HF_TOKEN in the environment; tokens are never written to a run directory",
 }
 """Key -> why leaving it out changes nothing."""
@@ -88,8 +113,6 @@ REFUSED: dict[str, str] = {
     "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "shift_attn": "it changes the mathematics of attention and no model is served that way",
     "mixture_of_depths": "it changes the architecture and no engine serves the result",
-    "quantization_bit": "this version trains unquantized weights only",
-    "quantization_method": "this version trains unquantized weights only",
     "export_quantization_bit": "quantized exports are not part of this version",
     "fp8": "needs hardware that this version does not use",
     "ld_alpha": "all tokens of both answers count alike",
@@ -108,8 +131,30 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "bf16": ("model.dtype", "bfloat16"),
     "pure_bf16": ("model.dtype", "bfloat16"),
     "fp16": ("model.dtype", "auto"),
+    "pissa_init": ("tuning.init", "pissa"),
+    "load_in_4bit": ("model.quantization_bit", 4),
+    "load_in_8bit": ("model.quantization_bit", 8),
 }
 """Key that, when true, sets another one."""
+
+
+WORDS: dict[str, tuple[Any, ...]] = {
+    "model.quantization_bit": (4, 8),
+    "model.quantization_type": ("nf4", "fp4"),
+}
+"""Dotted keys that no section has, and their values: they only count in PRESETS."""
+
+PRESETS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    ({"model.quantization_bit": 4, "model.quantization_type": "fp4"}, {"model.quantization": "fp4"}),
+    ({"model.quantization_bit": 4}, {"model.quantization": "nf4"}),
+    ({"model.quantization_bit": 8}, {"model.quantization": "int8"}),
+    ({"tuning.name": "qlora", "model.quantization_type": "fp4"}, {"model.quantization": "fp4"}),
+    ({"tuning.name": "qlora"}, {"model.quantization": "nf4"}),
+)
+"""What is written -> what it sets where that is not set by name. The first that holds goes first."""
+
+MEANS: dict[str, dict[Any, Any]] = {"tuning.name": {"qlora": "lora"}}
+"""Dotted key -> a word for several settings (PRESETS) -> what it is for this one."""
 
 
 def accepts_anyway(key: str, value: object) -> bool:

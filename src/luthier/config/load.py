@@ -72,6 +72,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     for section, values in over_nested.items():
         nested.setdefault(section, {}).update(values)
     places.update(over_places)
+    _apply_presets(nested, places, problems)
     config = _build(nested, places, problems)
     if config is not None:
         problems += cross_checks(config)
@@ -162,6 +163,33 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
         else:
             _route_flat(key, value, place, put, problems, notices)
     return nested, places
+
+
+def _apply_presets(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> None:
+    """Let words that stand for several settings set those that are not named."""
+
+    def given(dotted: str) -> Any:
+        section, _, key = dotted.partition(".")
+        return nested.get(section, {}).get(key)
+
+    for dotted, known in compat.WORDS.items():
+        if given(dotted) not in (None, *known):
+            place = places.get(dotted, Place("given"))
+            expected = " or ".join(map(str, known))
+            problems.append(f"{place}: {place.key or dotted}: expected {expected}, found {printable(given(dotted))}")
+    for conditions, settings in compat.PRESETS:
+        if all(given(dotted) == value for dotted, value in conditions.items()):
+            for dotted, value in settings.items():
+                section, _, key = dotted.partition(".")
+                if nested.setdefault(section, {}).setdefault(key, value) == value:
+                    places.setdefault(dotted, places.get(next(iter(conditions)), Place("given")))
+    for dotted, meanings in compat.MEANS.items():
+        if _hashable(given(dotted)) and given(dotted) in meanings:
+            section, _, key = dotted.partition(".")
+            nested[section][key] = meanings[given(dotted)]
+    for dotted in compat.WORDS:
+        section, _, key = dotted.partition(".")
+        nested.get(section, {}).pop(key, None)
 
 
 def _look_beside(folder: Path, nested: dict[str, dict[str, Any]]) -> None:

@@ -64,6 +64,12 @@ class ModelConfig:
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of frozen weights and activations; auto takes what is fast here and says so."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Keep the linear layers frozen in 4 bits (nf4, fp4) or 8 (int8); an adapter learns on top (arXiv:2305.14314)."""
+    double_quantization: bool = True
+    """Keep the scales of 4-bit weights in 8 bits, too: 4.1 bits a weight instead of 4.5."""
+    quantization_backend: Literal["auto", "luthier", "bitsandbytes"] = "auto"
+    """Whose quantized layers compute; auto takes what is faster here and says so."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     kernels: Literal["auto", "off"] = "auto"

@@ -11,10 +11,11 @@ import torch
 from luthier.core.errors import ModelError, RunError
 from luthier.core.log import logger
 from luthier.core.paths import beside, sync_folder
-from luthier.models.adapters import load_adapter
+from luthier.models.adapters import check_mergeable, load_adapter
 from luthier.models.device import Placement
 from luthier.models.inspect import check_safetensors
 from luthier.models.load import load_model, load_tokenizer, resolve, resolve_adapter
+from luthier.models.quantized import make_dense
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
@@ -73,10 +74,18 @@ def _write_adapter(config: RunConfig, folder: Path) -> None:
 
 
 def _write_merged(config: RunConfig, folder: Path) -> None:
-    """Merge in float32, then round once to the dtype asked for."""
+    """Merge in float32, then round once to the dtype asked for.
+
+    A quantized base is merged into as what its codes stand for: that is what the adapter was trained on.
+    """
     files, adapters = _adapters(config)
+    for adapter in adapters:
+        check_mergeable(adapter)
     tokenizer = load_tokenizer(files, config.model)
     model = load_model(files, config.model, Placement(torch.device("cpu"), torch.float32, None, "merging in float32"))
+    if config.model.quantization != "none":
+        model = make_dense(model, torch.float32)
+        logger.info("the base is what its %s weights stand for, as the adapter was trained", config.model.quantization)
     kept = _dtype_of(files.base) if config.export.export_dtype is None else getattr(torch, config.export.export_dtype)
     for adapter in adapters:
         model = load_adapter(model, adapter, trainable=False).merge_and_unload()

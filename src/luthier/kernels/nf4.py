@@ -56,7 +56,7 @@ def scale_levels(device: torch.device) -> Tensor:
     """Return the 256 levels of an 8-bit scale: signed dynamic tree quantization (arXiv:2110.02861, section 1.3)."""
     positive: list[float] = []
     for exponent in range(7):
-        borders = torch.linspace(0.1, 1, 2**exponent + 1)
+        borders = torch.linspace(0.1, 1, 2**exponent + 1, device="cpu")
         positive += (10.0 ** (exponent - 6) * ((borders[:-1] + borders[1:]) / 2)).tolist()
     return torch.tensor(sorted([*(-x for x in positive), 0.0, *positive, 1.0]), device=device)
 

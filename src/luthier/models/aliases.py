@@ -1,4 +1,4 @@
-"""Short names for models, and where each one is: installed as a package, in a cache, or on a hub."""
+"""Short names for models, and where each one is: installed as a package, in a cache, or on a hub; GGUF files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DependencyError
-from luthier.core.log import logger
+from luthier.core.errors import DependencyError, ModelError
+from luthier.core.log import first_line, logger
 from luthier.core.paths import beside, cache_folder
+
+SHARD = "1GB"
+"""Largest file of an unpacked model: what is read at a time where weights are quantized again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ def locate(name: str) -> str:
     alias = ALIASES[name]
     file = installed_file(alias)
     if file is not None:
-        return str(_unpack(name, file))
+        return str(unpack_gguf(file, name))
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise DependencyError(f"model {name!r} is not on this machine and the hub is off; run: {alias.install}")
     return alias.hub
@@ -75,26 +78,62 @@ def _unpacked_folder(name: str, file: Path) -> Path:
     return cache_folder("models", f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}")
 
 
-def _unpack(name: str, file: Path) -> Path:
-    """Turn a GGUF file into an ordinary folder with float32 weights, once; whole or not at all."""
-    target = _unpacked_folder(name, file)
+def gguf_in(folder: Path) -> Path | None:
+    """Return the GGUF file of a folder that holds no other form of a model; None where there is none.
+
+    Raises ModelError when there are several.
+    """
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return None
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(
+            f"{folder} has {len(files)} GGUF files; name one of them: {', '.join(f.name for f in files[:8])}",
+            code="model_incomplete",
+        )
+    return files[0] if files else None
+
+
+def unpack_gguf(file: Path, name: str = "") -> Path:
+    """Turn a GGUF file into an ordinary folder with float32 weights, once; whole or not at all.
+
+    Raises ModelError when the file is damaged or of an architecture that transformers does not read.
+    """
+    target = _unpacked_folder(name or file.stem, file)
     if target.exists():
         return target
+    _check_gguf(file)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     temporary = beside(target)
     logger.info("unpacking %s into %s, once", file.name, target)
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    # transformers refuses to save a model that came from GGUF while it still calls itself quantized.
-    del model.config.quantization_config, model.hf_quantizer
-    model.is_quantized = False
     try:
-        model.save_pretrained(temporary)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # transformers refuses to save a model that came from GGUF while it still calls itself quantized.
+        del model.config.quantization_config, model.hf_quantizer
+        model.is_quantized = False
+        model.save_pretrained(temporary, max_shard_size=SHARD)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
         temporary.rename(target)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not target.exists():  # another process may have been faster
-            raise
+            raise _unreadable(file, error) from error
+    except (ValueError, KeyError, RuntimeError, NotImplementedError, IndexError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _unreadable(file, error) from error
     return target
+
+
+def _check_gguf(file: Path) -> None:
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if start != b"GGUF":
+        raise ModelError(f"{file} is no GGUF file: it starts with {start!r}; download it again", code="model_damaged")
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{file} cannot be read: {first_line(error)}; take the model as a folder with safetensors", code="model_damaged"
+    )

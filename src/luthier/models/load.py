@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from luthier.core.anatomy import family_of
 from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger, printable, say_once
 from luthier.core.registry import did_you_mean
 from luthier.models.adapters import load_adapter
-from luthier.models.aliases import ALIASES, locate
+from luthier.models.aliases import ALIASES, gguf_in, locate, unpack_gguf
 from luthier.models.inspect import check_folder
-from luthier.models.patch import FOREST, install, plain_attention, register_attention
+from luthier.models.patch import attention_for, install, register_attention
+from luthier.models.quantized import compute_in_torch, make_mergeable, quantized_layers, quantized_size
+from luthier.models.quantized_files import open_weights, other_form, stored_form, unpack
+from luthier.models.quantized_load import Choice, choose
+from luthier.models.quantized_load import load as load_by_tensor
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
@@ -49,8 +53,12 @@ def resolve(name: str) -> ModelFiles:
     path = Path(name).expanduser()
     if path.is_dir():
         return _resolve_folder(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelFiles(str(unpack_gguf(path)), public_base=str(path))
     if path.exists():
-        raise ModelError(f"{path} is a file; expected a model folder, run directory or alias", code="model_missing")
+        raise ModelError(
+            f"{path} is a file; expected a model folder, GGUF file, run directory or alias", code="model_missing"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = (
             [*ALIASES, *(p.name for p in path.parent.iterdir() if p.is_dir())] if path.parent.is_dir() else [*ALIASES]
@@ -74,7 +82,8 @@ def _resolve_folder(path: Path) -> ModelFiles:
     if (path / "adapter_config.json").is_file():
         base = resolve(_base_name(path))
         return ModelFiles(base.base, path, base.public_base)
-    return ModelFiles(str(path), public_base=str(path))
+    packed = gguf_in(path)
+    return resolve(str(packed)) if packed is not None else ModelFiles(str(path), public_base=str(path))
 
 
 def _base_name(adapter: Path) -> str:
@@ -125,29 +134,71 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    choice = choose(config, placement)
     _look(files, config)
     disable_progress_bar()
     register_attention()
     options: dict[str, Any] = {"revision": config.model_revision, "trust_remote_code": config.allow_remote_code}
     try:
         facts = AutoConfig.from_pretrained(files.base, **options)
-        packed = config.kernels == "auto" and bool(family_of(facts.model_type).kernels)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            files.base,
-            dtype=placement.dtype,
-            attn_implementation=FOREST if packed else plain_attention(facts),
-            use_safetensors=None if config.allow_pickle else True,
-            **options,
-        )
+        attention = attention_for(facts, config.kernels)
+        if choice is not None or stored_form(facts) is not None:
+            model = _load_by_tensor(files, config, placement, facts, choice)
+        else:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                files.base,
+                dtype=placement.dtype,
+                attn_implementation=attention,
+                use_safetensors=None if config.allow_pickle else True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(
             f"model {files.public_base} cannot be loaded: {first_line(error)}", code="model_missing"
         ) from error
-    return model.to(placement.device).requires_grad_(False)
+    return _moved(model, placement).requires_grad_(False)
+
+
+def _load_by_tensor(
+    files: ModelFiles, config: ModelConfig, placement: Placement, facts: Any, choice: Choice | None
+) -> Any:
+    """Read tensor by tensor, unpacking what is stored in whole numbers and making narrow what shall be."""
+    from transformers import GenerationConfig
+
+    if (form := other_form(facts)) is not None:
+        raise ModelError(
+            f"{files.public_base} is quantized already ({form}); leave quantization out, or take the original model",
+            code="model_quantization",
+        )
+    weights = open_weights(files.base, revision=config.model_revision, allow_pickle=config.allow_pickle)
+    stored = stored_form(facts)
+    if stored is not None:
+        weights = unpack(weights, stored)
+        method, dtype = str(stored["quant_method"]).upper(), str(placement.dtype).removeprefix("torch.")
+        then = (
+            f"{dtype}: they are frozen weights like others" if choice is None else f"float32 and kept as {choice.form}"
+        )
+        logger.info("%s weights are unpacked to %s", method, then)
+        del facts.quantization_config
+    options = {"attn_implementation": attention_for(facts, config.kernels)}
+    remote = {"trust_remote_code": config.allow_remote_code}
+    model = load_by_tensor(facts, weights, options | remote, choice, placement)
+    model.config._name_or_path = model.name_or_path = files.base
+    with suppress(OSError):  # many models have none; transformers derives it from the config
+        model.generation_config = GenerationConfig.from_pretrained(files.base, revision=config.model_revision)
+    return model
+
+
+def _moved(model: Any, placement: Placement) -> Any:
+    """Move a model; bitsandbytes has put its layers where they compute already."""
+    return model if getattr(model, "hf_device_map", None) else model.to(placement.device)
 
 
 def put_kernels(model: Any, config: ModelConfig, *, quiet: bool = False) -> None:
     """Install kernels where the settings want them, and say which."""
+    make_mergeable(model)
+    if config.kernels == "off":
+        compute_in_torch(model)
     lines = ["off, plain transformers"] if config.kernels == "off" else install(model)
     if lines and not quiet:
         logger.info("kernels: %s", ", ".join(lines))
@@ -181,5 +232,7 @@ def resolve_adapter(name: str) -> Path:
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Return (all, learning) parameters; tied ones count once."""
-    every = {id(p): p for p in model.parameters()}.values()
-    return sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
+    narrow = {f"{path}.weight" for path, _ in quantized_layers(model)}
+    every = {id(p): p for name, p in model.named_parameters() if name not in narrow}.values()
+    learning = sum(p.numel() for p in every if p.requires_grad)
+    return sum(p.numel() for p in every) + quantized_size(model)[0], learning

@@ -11,6 +11,7 @@ from luthier.core.anatomy import plain_model
 from luthier.kernels.cpu import prepare_process, processor_name
 from luthier.models.device import place
 from luthier.models.load import load_tokenizer, parameter_counts, resolve
+from luthier.models.quantized import quantize
 from luthier.training.metrics import clock
 from luthier.training.optim import warmup_steps
 from luthier.training.trainer import total_steps
@@ -86,7 +87,12 @@ def _shell(base: str, config: RunConfig) -> Any:
 
     with torch.device("meta"):
         options = {"trust_remote_code": config.model.allow_remote_code}
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **options), **options)
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **options), **options)
+    if config.model.quantization != "none":
+        # Codes and scales take as much room whosever they are.
+        double = config.model.double_quantization
+        quantize(model, config.model.quantization, double=double, dtype=torch.float32)
+    with torch.device("meta"):
         return config.tuning.apply(model.requires_grad_(False))
 
 

@@ -12,6 +12,7 @@ from luthier.core.log import logger
 from luthier.data.loader import Cursor
 from luthier.data.pack import pack
 from luthier.kernels.linear_logprobs import CHUNK_BYTES
+from luthier.models.quantized import quantized_size
 from luthier.training.trainer import total_steps
 from luthier.workflows.probe import Batches, Probe, probe
 
@@ -108,11 +109,11 @@ def plan_memory(
     layers, budget = len(decoder_layers(model)), config.train.memory_budget
     fixed = {
         "runtime": RUNTIME_BYTES if placement.device.type == "cpu" else 0,
-        "weights": every * placement.dtype.itemsize + (learning * 4 if learning < every else 0),
+        "weights": _weight_bytes(model, placement, learning=learning, every=every),
         "optimizer": int(found.optimizer_bytes.at(layers)),
     }
     if "reference" in config.objective.needs and learning == every and config.model.ref_model is None:
-        fixed["reference"] = every * placement.dtype.itemsize
+        fixed["reference"] = _weight_bytes(model, placement, learning=0, every=every)
 
     def parts(recomputed: int) -> dict[str, int]:
         return fixed | {"activations and gradients": int(HEAP_FACTOR * found.peak_bytes(layers, recomputed))}
@@ -125,6 +126,12 @@ def plan_memory(
     if budget is not None and plan.peak_bytes > budget:
         raise ConfigError(_advice(config, plan, sizes, sum(fixed.values())), code="memory_budget")
     return plan
+
+
+def _weight_bytes(model: torch.nn.Module, placement: Placement, *, learning: int, every: int) -> int:
+    """Return the bytes of all weights: narrow ones as codes and scales, those of an adapter in float32, too."""
+    narrow, size = quantized_size(model)
+    return (every - narrow) * placement.dtype.itemsize + size + (learning * 4 if learning < every else 0)
 
 
 def _advice(config: RunConfig, plan: MemoryPlan, sizes: Sizes, fixed: int) -> str:

@@ -22,6 +22,7 @@ from luthier.core.batch import PackedBatch
 from luthier.models.load import put_kernels
 from luthier.models.patch import attention_for, register_attention
 from luthier.models.policy import Policy
+from luthier.models.quantized_load import choose, make_narrow
 from luthier.models.recompute import recompute_layers
 from luthier.training.optim import learning_parameters, make_optimizer
 
@@ -210,9 +211,9 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     model.tie_weights()
     for weight in model.requires_grad_(False).parameters():
         weight.fill_(0.01)
-    model = config.tuning.apply(model.to(placement.device))
-    if config.model.kernels == "auto":
-        put_kernels(model, config.model, quiet=True)
+    model = make_narrow(model.to(placement.device), choose(config.model, placement), placement)
+    model = config.tuning.apply(model)
+    put_kernels(model, config.model, quiet=True)
     return model
 
 
