@@ -1,5 +1,6 @@
 """Model folders as they come: incomplete, damaged, or wanting to run something."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -98,10 +99,13 @@ def test_hostile_pickle_does_not_run(copy: Path, tmp_path: Path) -> None:
 def test_own_code_is_refused_unless_allowed(copy: Path, tmp_path: Path) -> None:
     (copy / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    own = {**config, "model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    (copy / "config.json").write_text(json.dumps(own))
     error = refusal(copy)
     assert error.code == "model_remote_code"
-    assert "modeling_own.py" in str(error)
+    code = (copy / "modeling_own.py").read_bytes()
+    assert f"modeling_own.py ({len(code)} bytes, sha256 {hashlib.sha256(code).hexdigest()})" in str(error)
+    assert "'own' is not known" in str(error)
     settings = ModelConfig(model_name_or_path=str(copy))
     with pytest.raises(ModelError, match="wants to run its own code"):
         load_tokenizer(resolve(str(copy)), settings)
@@ -109,6 +113,17 @@ def test_own_code_is_refused_unless_allowed(copy: Path, tmp_path: Path) -> None:
         load_model(resolve(str(copy)), settings, place(settings))
     assert not (tmp_path / "ran").exists()
     check_folder(copy, allow_remote_code=True, allow_pickle=False)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_own_code_of_a_known_architecture_never_runs(copy: Path, tmp_path: Path, allowed: bool) -> None:
+    (copy / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((copy / "config.json").read_text())
+    own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
+    (copy / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    settings = ModelConfig(model_name_or_path=str(copy), allow_remote_code=allowed, dtype="float32")
+    assert type(load_model(resolve(str(copy)), settings, place(settings))).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from luthier.core.log import logger
 from luthier.core.paths import beside, sync_folder
 from luthier.models.adapters import check_mergeable, load_adapter
 from luthier.models.device import Placement
+from luthier.models.foreign import read_layout
 from luthier.models.inspect import check_safetensors
 from luthier.models.load import load_model, load_tokenizer, resolve, resolve_adapter
 from luthier.models.quantized import make_dense
@@ -95,9 +96,7 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
 
 
 def _dtype_of(base: str) -> torch.dtype:
-    from transformers import AutoConfig
-
-    declared = AutoConfig.from_pretrained(base).dtype
+    declared = read_layout(base).config.dtype
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.core.log import logger
+from luthier.models.foreign import needs_own_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,16 +39,35 @@ def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, i
 
 def _check_remote_code(folder: Path, *, allow_remote_code: bool) -> None:
     named: set[str] = set()
+    why = "its tokenizer is code"
     for path in folder.glob("*.json"):
-        if path.stat().st_size < 5_000_000 and path.name != "tokenizer.json":
-            named |= _auto_maps(_json(path))
-    if named and not allow_remote_code:
-        files = ", ".join(f"{p.name} ({p.stat().st_size} bytes)" for p in sorted(folder.glob("*.py"))) or "from the hub"
-        raise ModelError(
-            f"{folder} wants to run its own code ({', '.join(sorted(named))}; files: {files}); read it, "
-            "then set allow_remote_code=true on the command line",
-            code="model_remote_code",
-        )
+        if path.stat().st_size >= 5_000_000 or path.name == "tokenizer.json":
+            continue
+        content = _json(path)
+        if path.name == "config.json" and _auto_maps(content):
+            reason = needs_own_code(content)
+            if reason is None:
+                continue  # transformers has the class itself, and takes it
+            why = reason
+        named |= _auto_maps(content)
+    if not named:
+        return
+    files = "; ".join(code_of(folder)) or "from the hub"
+    if allow_remote_code:
+        logger.info("code that comes with %s runs: %s", folder, files)
+        return
+    raise ModelError(
+        f"{folder} wants to run its own code ({', '.join(sorted(named))}), because {why}; files: {files}. Read them, "
+        "then set allow_remote_code=true on the command line",
+        code="model_remote_code",
+    )
+
+
+def code_of(folder: Path) -> list[str]:
+    """Return name, size and SHA-256 of each Python file in a model folder."""
+    files = sorted(folder.rglob("*.py"))
+    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return [f"{p.relative_to(folder)} ({p.stat().st_size} bytes, sha256 {sums[p]})" for p in files]
 
 
 def _json(path: Path) -> Any:

@@ -16,6 +16,7 @@ from luthier.core.log import first_line, logger, printable, say_once
 from luthier.core.registry import did_you_mean
 from luthier.models.adapters import load_adapter
 from luthier.models.aliases import ALIASES, gguf_in, locate, unpack_gguf
+from luthier.models.foreign import Layout, read_layout
 from luthier.models.inspect import check_folder
 from luthier.models.patch import attention_for, install, register_attention
 from luthier.models.quantized import compute_in_torch, make_mergeable, quantized_layers, quantized_size
@@ -131,19 +132,19 @@ def _look(files: ModelFiles, config: ModelConfig) -> None:
 
 def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
     """Load the base model, frozen, without adapter and kernels. Raises ModelError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     choice = choose(config, placement)
     _look(files, config)
     disable_progress_bar()
     register_attention()
-    options: dict[str, Any] = {"revision": config.model_revision, "trust_remote_code": config.allow_remote_code}
     try:
-        facts = AutoConfig.from_pretrained(files.base, **options)
+        layout = read_layout(files.base, revision=config.model_revision, allow_remote_code=config.allow_remote_code)
+        facts, options = layout.config, {"revision": config.model_revision, "trust_remote_code": layout.remote}
         attention = attention_for(facts, config.kernels)
-        if choice is not None or stored_form(facts) is not None:
-            model = _load_by_tensor(files, config, placement, facts, choice)
+        if choice is not None or stored_form(facts) is not None or layout.foreign is not None:
+            model = _load_by_tensor(files, config, placement, layout, choice)
         else:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 files.base,
@@ -160,11 +161,12 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
 
 
 def _load_by_tensor(
-    files: ModelFiles, config: ModelConfig, placement: Placement, facts: Any, choice: Choice | None
+    files: ModelFiles, config: ModelConfig, placement: Placement, layout: Layout, choice: Choice | None
 ) -> Any:
-    """Read tensor by tensor, unpacking what is stored in whole numbers and making narrow what shall be."""
+    """Read tensor by tensor: unpack whole numbers, re-lay what has another layout, make narrow what shall be."""
     from transformers import GenerationConfig
 
+    facts = layout.config
     if (form := other_form(facts)) is not None:
         raise ModelError(
             f"{files.public_base} is quantized already ({form}); leave quantization out, or take the original model",
@@ -180,8 +182,10 @@ def _load_by_tensor(
         )
         logger.info("%s weights are unpacked to %s", method, then)
         del facts.quantization_config
+    if layout.foreign is not None:
+        weights = layout.relay(weights)
     options = {"attn_implementation": attention_for(facts, config.kernels)}
-    remote = {"trust_remote_code": config.allow_remote_code}
+    remote = {"trust_remote_code": layout.remote}
     model = load_by_tensor(facts, weights, options | remote, choice, placement)
     model.config._name_or_path = model.name_or_path = files.base
     with suppress(OSError):  # many models have none; transformers derives it from the config

@@ -25,6 +25,7 @@ from luthier.engines.local import LocalEngine
 from luthier.kernels.cpu import prepare_process
 from luthier.models.decoder_parts import obstacle as decoder_obstacle
 from luthier.models.device import place
+from luthier.models.foreign import read_layout
 from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
 from luthier.runs.store import is_run
 
@@ -59,10 +60,8 @@ def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Prepare
 
 def model_type_of(files: ModelFiles, config: RunConfig) -> str:
     """Return `model_type` of config.json without loading weights."""
-    from transformers import AutoConfig
-
-    options = {"revision": config.model.model_revision, "trust_remote_code": config.model.allow_remote_code}
-    return AutoConfig.from_pretrained(files.base, **options).model_type
+    options = {"revision": config.model.model_revision, "allow_remote_code": config.model.allow_remote_code}
+    return read_layout(files.base, **options).config.model_type
 
 
 def read_preparer(config: RunConfig) -> Preparer:

@@ -10,6 +10,7 @@ import torch
 from luthier.core.anatomy import plain_model
 from luthier.kernels.cpu import prepare_process, processor_name
 from luthier.models.device import place
+from luthier.models.foreign import read_layout
 from luthier.models.load import load_tokenizer, parameter_counts, resolve
 from luthier.models.quantized import quantize
 from luthier.training.metrics import clock
@@ -83,11 +84,11 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def _shell(base: str, config: RunConfig) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    layout = read_layout(base, allow_remote_code=config.model.allow_remote_code)
     with torch.device("meta"):
-        options = {"trust_remote_code": config.model.allow_remote_code}
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **options), **options)
+        model: Any = AutoModelForCausalLM.from_config(layout.config, trust_remote_code=layout.remote)
     if config.model.quantization != "none":
         # Codes and scales take as much room whosever they are.
         double = config.model.double_quantization

@@ -19,6 +19,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from luthier.core.batch import PackedBatch
+from luthier.models.foreign import is_own_code, read_layout
 from luthier.models.load import put_kernels
 from luthier.models.patch import attention_for, register_attention
 from luthier.models.policy import Policy
@@ -127,9 +128,7 @@ def probe(config: RunConfig, placement: Placement, base: str, batches: Batches, 
 
 
 def _facts(base: str, config: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(base, trust_remote_code=config.model.allow_remote_code)
+    return read_layout(base, allow_remote_code=config.model.allow_remote_code).config
 
 
 def _period(facts: Any) -> int:
@@ -206,7 +205,7 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
             short,
             dtype=placement.dtype,
             attn_implementation=attention_for(facts, config.model.kernels),
-            trust_remote_code=config.model.allow_remote_code,
+            trust_remote_code=is_own_code(facts),
         )
     model.tie_weights()
     for weight in model.requires_grad_(False).parameters():

@@ -29,9 +29,9 @@ from luthier.models.load import (
     resolve_adapter,
 )
 from luthier.models.policy import Policy
-from luthier.models.routing import check_balance
 from luthier.models.recompute import Offload, recompute_layers
 from luthier.models.reference import Reference
+from luthier.models.routing import check_balance
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.plot import plot_loss
