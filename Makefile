@@ -3,6 +3,7 @@
 # make bench   all measurements: bench-sft, bench-dpo and bench-decode against peers, bench-scale, bench-estimate;
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
+# make matrix  run every objective x tuning x quantization x family and write docs/matrix.md
 # make docs    write docs/reference.md and docs/templates.md from the declarations
 
 VENV ?= .venv
@@ -14,7 +15,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -41,6 +42,9 @@ test: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --doctest-modules src tests
+
+matrix: install-dev
+	LUTHIER_WRITE_PAGES=1 $(BIN)/python -m pytest tests/contracts/test_matrix.py
 
 quick: install-dev
 	$(BIN)/python -m pytest -m "not slow" tests

@@ -62,6 +62,20 @@ CASES = {
     "ptuning_v2": (PTuningV2(tokens=5), lambda n: "prompt_encoder" in n),
 }
 """Name -> (tuning, which parameters it trains)."""
+SMALL = {
+    "full": (Full(), lambda n: True),
+    "freeze": (Freeze(layers=1), lambda n: "layers.1." in n or ".h.1." in n),
+    "lora": (Lora(rank=2), lambda n: "lora_" in n),
+    "oft": (Oft(block_size=4), lambda n: "oft_" in n),
+    "ia3": (Ia3(), lambda n: "ia3_" in n),
+    "vera": (Vera(rank=4), lambda n: "vera_lambda" in n),
+    "bottleneck": (Bottleneck(size=4), lambda n: "bottlenecks" in n),
+    "prompt": (Prompt(tokens=3), lambda n: "prompt_encoder" in n),
+    "ptuning": (PTuning(tokens=3, hidden=8), lambda n: "prompt_encoder" in n),
+    "prefix": (Prefix(tokens=3, hidden=8), lambda n: "prompt_encoder" in n),
+    "ptuning_v2": (PTuningV2(tokens=3), lambda n: "prompt_encoder" in n),
+}
+"""Name on the shelf -> (a tuning for any tiny model, which parameters it trains)."""
 IDS = torch.arange(5, 30)[None]
 
 

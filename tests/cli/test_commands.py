@@ -131,7 +131,7 @@ def test_audit_ends_with_two_for_bad_rows(file: Path, jobs: Jobs) -> None:
         (["train", "nothing.yaml"], 2, "nothing.yaml does not exist"),
         (["train", "{file}", "dataset=gone.jsonl"], 2, "neither a file"),
         (["train", "{file}", "cutoff_len=5"], 2, "the template alone takes 19 tokens"),
-        (["train", "{file}", "lora_target=nope"], 2, "lora_target 'nope' is no linear layer"),
+        (["train", "{file}", "lora_target=nope"], 2, "lora_target: linear layer 'nope' is not in this model"),
         (["train", "{file}", "device=cuda"], 2, "device: cuda was asked for"),
         (["train", "{file}", "val_size=100"], 2, "leaves no row to train on"),
         (["train", "{file}", "--resume", "must"], 2, "holds no run"),

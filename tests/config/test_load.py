@@ -189,7 +189,9 @@ def test_quantization_is_combined_over_file_and_command_line() -> None:
 
 @pytest.mark.parametrize("name", ["full", "freeze"])
 def test_a_quantized_base_cannot_learn(name: str) -> None:
-    with pytest.raises(ConfigError, match="finetuning_type trains them; set finetuning_type: lora"):
+    with pytest.raises(
+        ConfigError, match="quantized weights are frozen, but this tuning trains them; set finetuning_type: lora"
+    ):
         load_config({"model_name_or_path": "m", "quantization": "nf4", "finetuning_type": name})
 
 

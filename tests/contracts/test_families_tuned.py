@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import segment
-from tunings import fresh, stir
+from tunings import SMALL, fresh, stir
 
 from luthier.config.combinations import traits_of, why_not
 from luthier.core.errors import ConfigError
@@ -15,29 +15,7 @@ from luthier.models import patch
 from luthier.models.adapters import has_adapter, load_adapter, save_trained
 from luthier.models.patch import attention_for, remove
 from luthier.models.policy import Policy
-from luthier.tuning.bottleneck import Bottleneck
-from luthier.tuning.freeze import Freeze
-from luthier.tuning.full import Full
-from luthier.tuning.ia3 import Ia3
-from luthier.tuning.lora import Lora
-from luthier.tuning.oft import Oft
-from luthier.tuning.prefix import Prefix, PTuningV2
-from luthier.tuning.prompt import Prompt, PTuning
-from luthier.tuning.vera import Vera
 
-SMALL = {
-    "full": Full(),
-    "freeze": Freeze(layers=1),
-    "lora": Lora(rank=2),
-    "oft": Oft(block_size=4),
-    "ia3": Ia3(),
-    "vera": Vera(rank=4),
-    "bottleneck": Bottleneck(size=4),
-    "prompt": Prompt(tokens=3),
-    "ptuning": PTuning(tokens=3, hidden=8),
-    "prefix": Prefix(tokens=3, hidden=8),
-    "ptuning_v2": PTuningV2(tokens=3),
-}
 UNITS = [
     [segment(4, 5, seed=1)],
     [segment(2, 3, seed=2, prefix=range(5, 25)), segment(1, 4, seed=3, prefix=range(5, 25))],
@@ -62,7 +40,7 @@ def test_every_tuning_is_here() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", SMALL)
 def test_tuned(every_family_folder: Path, tmp_path: Path, name: str) -> None:
-    folder, tuning = every_family_folder, SMALL[name]
+    folder, (tuning, _) = every_family_folder, SMALL[name]
     config = fresh(folder).config
     packed = fresh(folder, attention_for(config, "auto"))
     reason = why_not(name, traits=traits_of(config))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from luthier.config.combinations import why_not
 from luthier.config.schema import RunConfig
+from luthier.core.registry import TUNINGS
 
 Rule = tuple[Callable[[RunConfig], bool], str]
 
@@ -12,11 +14,6 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: c.model.decode_dtype != "auto" and c.model.engine == "hf",
         "decode_dtype is for our decoder, but engine: hf was asked for; leave one of them out",
-    ),
-    (
-        lambda c: c.model.quantization != "none" and c.tuning is not None and c.tuning.base_learns,
-        "quantization keeps the weights of the model frozen, but this finetuning_type trains them; set "
-        "finetuning_type: lora, or quantization: none",
     ),
     (
         lambda c: c.data.streaming and c.train.max_steps < 1,
@@ -91,4 +88,7 @@ RULES: tuple[Rule, ...] = (
 
 def cross_checks(config: RunConfig) -> list[str]:
     """Return the message of every rule that `config` breaks."""
-    return [message for broken, message in RULES if broken(config)]
+    tuning, quantization = TUNINGS.name_of(config.tuning), config.model.quantization
+    reason = why_not(tuning, quantization)
+    impossible = [] if reason is None else [f"finetuning_type: {tuning} with quantization: {quantization}: {reason}"]
+    return impossible + [message for broken, message in RULES if broken(config)]

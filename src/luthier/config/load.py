@@ -91,8 +91,8 @@ def dump(config: RunConfig) -> dict[str, dict[str, Any]]:
     }
     for section, (shelf, _) in SHELVES.items():
         instance = getattr(config, section)
-        name = next(name for name, cls in shelf.items() if type(instance) is cls)
-        nested[section] = {"name": name, **adapter(type(instance)).dump_python(instance, mode="json")}
+        values = adapter(type(instance)).dump_python(instance, mode="json")
+        nested[section] = {"name": shelf.name_of(instance), **values}
     return nested
 
 

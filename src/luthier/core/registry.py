@@ -65,6 +65,10 @@ class Registry(Generic[T]):
         self._discover()
         return list(self._items.items())
 
+    def name_of(self, instance: object) -> str:
+        """Return the name under which the class of `instance` is on the shelf."""
+        return next(name for name, cls in self.items() if type(instance) is cls)
+
     def get(self, name: str) -> T:
         """Return the thing called `name`, or the attribute a dotted path names.
 

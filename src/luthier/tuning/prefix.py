@@ -30,7 +30,7 @@ class Prefix(Tuning):
     reparameterization: bool = True
     """Learn a small network that makes the keys and values (section 4.3); only what it makes is kept at the end."""
     hidden: Annotated[int, Field(ge=1)] | None = None
-    """Size inside that network; none takes the size of all keys of a layer."""
+    """Size inside that network; none takes the size of all keys of a layer, or `tokens` if that is more."""
     init: Literal["activations", "random"] = "activations"
     """Start: keys and values of real tokens (section 7.4), or random numbers."""
     text: str = ""
@@ -54,7 +54,7 @@ class Prefix(Tuning):
             num_attention_heads=heads,
             token_dim=heads * size,
             prefix_projection=self.reparameterization,
-            encoder_hidden_size=self.hidden,  # pyright: ignore[reportArgumentType]  # peft fills in its own
+            encoder_hidden_size=self.hidden or max(heads * size, self.tokens),
             task_type="CAUSAL_LM",
         )
         tuned: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
@@ -72,3 +72,10 @@ class PTuningV2(Prefix):
     """Virtual tokens."""
     reparameterization: bool = False
     """Learn a small network that makes the keys and values; only what it makes is kept at the end."""
+    # Help is read from the class that declares a field.
+    hidden: Annotated[int, Field(ge=1)] | None = None
+    """Size inside that network; none takes the size of all keys of a layer, or `tokens` if that is more."""
+    init: Literal["activations", "random"] = "activations"
+    """Start: keys and values of real tokens, or random numbers."""
+    text: str = ""
+    """Words whose keys and values are the start, repeated or cut to `tokens`; empty takes random tokens."""

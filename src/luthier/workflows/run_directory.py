@@ -40,7 +40,8 @@ def choose_run(config: RunConfig) -> tuple[Path, Checkpoint | None]:
     if not path.exists() or not any(path.iterdir()):
         if asked.resume == "must":
             raise RunError(f"resume: must, but {path} holds no run", code="run_no_checkpoint")
-        return path, None
+        named = asked.resume not in ("never", "auto")
+        return path, open_checkpoint(Path(asked.resume).expanduser()) if named else None
     return path, _existing_run(path, config)
 
 
