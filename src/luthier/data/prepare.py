@@ -95,7 +95,7 @@ class Preparer:
                 "no_end_token",
                 "warning",
                 where,
-                "the answer ends without an end token; the model may not learn to stop; name the template of its family",
+                "the answer ends without an end token; the model may not learn to stop; name its family's template",
             )
         return [unit]
 
