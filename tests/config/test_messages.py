@@ -9,7 +9,7 @@ from luthier.core.errors import ConfigError
 
 MISTAKES = {
     "misspelt": ("learnig_rate: 1e-4", "f.yaml:2: unknown key 'learnig_rate' (value '0.0001'); did you mean 'learning_rate'?"),
-    "negative": ("learning_rate: -1", "f.yaml:2: learning_rate: input should be greater than 0, found '-1'"),
+    "negative": ("learning_rate: -1", "f.yaml:2: learning_rate: input should be greater than or equal to 0, found '-1'"),
     "nan": ("learning_rate: .nan", "f.yaml:2: learning_rate: expected a finite number, found 'nan'"),
     "text for a number": ("learning_rate: fast", "f.yaml:2: learning_rate: expected a number, found text 'fast'"),
     "user's spelling": ("lora_rank: 2.5", "f.yaml:2: lora_rank: expected a whole number, found '2.5'"),

@@ -152,8 +152,8 @@ class TrainConfig:
     """Rows of one forward pass."""
     gradient_accumulation_steps: Positive = 1
     """Forward passes of one optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate, reached after warm-up."""
+    learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Peak learning rate, reached after warm-up; 0 takes the usual one of the tuning and the objective, and says so."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     """Passes over the data."""
     max_steps: Annotated[int, Field(ge=-1)] = -1

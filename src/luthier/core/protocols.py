@@ -28,6 +28,8 @@ class Objective(Protocol):
     """What it learns from."""
     segments_per_unit: ClassVar[int]
     """1 when segments stand alone, 2 for (chosen, rejected)."""
+    rate_factor: ClassVar[float]
+    """Its usual learning rate over that of supervised rows under the same tuning."""
 
     def count(self, batch: PackedBatch) -> Tensor:
         """Return the denominator of the loss, a scalar, from the batch alone."""
@@ -45,6 +47,8 @@ class Tuning(Protocol):
     """True: weights of the model itself move; False: an adapter on top of it does."""
     mergeable: ClassVar[bool]
     """False: cannot become part of the base weights."""
+    usual_rate: ClassVar[float]
+    """Peak learning rate for supervised rows and a model of width 2000, where the settings give none."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return `model` with only the wanted parameters learning."""

@@ -36,6 +36,7 @@ class Dpo:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     rows: ClassVar[RowKind] = "pair"
     segments_per_unit: ClassVar[int] = 2
+    rate_factor: ClassVar[float] = 0.1
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly the policy is held to the reference."""
     loss: PairLoss = "sigmoid"

@@ -29,6 +29,7 @@ class Sft:
     needs: ClassVar[frozenset[Need]] = frozenset()
     rows: ClassVar[RowKind] = "answer"
     segments_per_unit: ClassVar[int] = 1
+    rate_factor: ClassVar[float] = 1.0
 
     def count(self, batch: PackedBatch) -> Tensor:
         """Return the sum of token weights."""
@@ -47,6 +48,7 @@ class Pretrain:
     needs: ClassVar[frozenset[Need]] = frozenset()
     rows: ClassVar[RowKind] = "text"
     segments_per_unit: ClassVar[int] = 1
+    rate_factor: ClassVar[float] = 1.0
 
     def count(self, batch: PackedBatch) -> Tensor:
         """Return the sum of token weights."""

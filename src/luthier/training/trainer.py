@@ -16,7 +16,7 @@ from luthier.core.log import logger
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
-from luthier.training.optim import learning_parameters, make_optimizer, make_schedule, usual_rate
+from luthier.training.optim import learning_parameters, make_optimizer, make_schedule, same_rate
 from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
 
@@ -44,7 +44,7 @@ class Trainer:
         objective: Objective,
         config: TrainConfig,
         *,
-        rate_of: Callable[[str, float], float] = usual_rate,
+        rate_of: Callable[[str, float], float] = same_rate,
         accelerator: Any,
         loader: Loader,
         eval_loader: MapLoader | None,

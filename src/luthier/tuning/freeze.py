@@ -23,6 +23,7 @@ class Freeze(Tuning):
 
     base_learns: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    usual_rate: ClassVar[float] = 5e-5
     layers: int = 2
     """Decoder layers that learn: the last n, or the first n when negative; 0 with extra_modules trains these alone."""
     modules: Names = ("all",)

@@ -19,6 +19,7 @@ class Full(Tuning):
 
     base_learns: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    usual_rate: ClassVar[float] = 5e-5
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Let every parameter learn."""

@@ -27,6 +27,7 @@ class Lora(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+    usual_rate: ClassVar[float] = 5e-4
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the addition."""
     alpha: Annotated[float, Field(gt=0)] | None = None

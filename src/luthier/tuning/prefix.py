@@ -25,6 +25,7 @@ class Prefix(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
+    usual_rate: ClassVar[float] = 3e-3
     tokens: Tokens = 20
     """Virtual tokens."""
     reparameterization: bool = True
@@ -68,6 +69,7 @@ class Prefix(Tuning):
 class PTuningV2(Prefix):
     """Learn keys and values in front of those of every layer, without a network (P-Tuning v2, arXiv:2110.07602)."""
 
+    usual_rate: ClassVar[float] = 1e-2
     tokens: Tokens = 32
     """Virtual tokens."""
     reparameterization: bool = False

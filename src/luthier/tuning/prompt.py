@@ -32,6 +32,7 @@ class Prompt(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
+    usual_rate: ClassVar[float] = 3e-2
     tokens: Tokens = 20
     """Virtual tokens."""
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
@@ -68,6 +69,7 @@ class PTuning(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
+    usual_rate: ClassVar[float] = 1e-3
     tokens: Tokens = 20
     """Virtual tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"

@@ -58,17 +58,17 @@ def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Prepare
     return Preparer(template, config.data, kind)
 
 
-def model_type_of(files: ModelFiles, config: RunConfig) -> str:
-    """Return `model_type` of config.json without loading weights."""
+def transformers_config(files: ModelFiles, config: RunConfig) -> Any:
+    """Return the model's config without loading weights."""
     options = {"revision": config.model.model_revision, "allow_remote_code": config.model.allow_remote_code}
-    return read_layout(files.base, **options).config.model_type
+    return read_layout(files.base, **options).config
 
 
 def read_preparer(config: RunConfig) -> Preparer:
     """Return a preparer from settings alone, with the tokenizer but without the model."""
     files = resolve(config.model.model_name_or_path)
     tokenizer = load_tokenizer(files, config.model)
-    return make_preparer(tokenizer, config, model_type_of(files, config))
+    return make_preparer(tokenizer, config, transformers_config(files, config).model_type)
 
 
 def read_data(config: RunConfig, preparer: Preparer) -> Data:

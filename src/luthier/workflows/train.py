@@ -16,6 +16,7 @@ from luthier.core.anatomy import decoder_layers
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
+from luthier.core.registry import TUNINGS
 from luthier.kernels.cpu import prepare_process
 from luthier.models.adapters import is_adapter, load_adapter, save_trained
 from luthier.models.device import Placement, place
@@ -34,10 +35,11 @@ from luthier.models.reference import Reference
 from luthier.models.routing import check_balance
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
+from luthier.training.optim import usual_rate
 from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
-from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data
+from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data, transformers_config
 from luthier.workflows.memory import look_at, plan_memory, say
 from luthier.workflows.reference import make_reference, score_beforehand
 from luthier.workflows.run_directory import Holding, choose_run, publish
@@ -89,6 +91,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     path, resume = choose_run(config)
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
+    config = _with_learning_rate(config)
     prepare_process(config.model.threads)
     stop = StopFlag()
     torch.manual_seed(config.train.seed)
@@ -124,6 +127,17 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         _log_plan(config, data, trainer)
         state = trainer.fit(resume)
         return _finish(config, run, trainer, state, parts.save_model)
+
+
+def _with_learning_rate(config: RunConfig) -> RunConfig:
+    """Fill in the usual learning rate where the settings give none."""
+    if config.train.learning_rate:
+        return config
+    text = transformers_config(resolve(config.model.model_name_or_path), config).get_text_config()
+    rate = usual_rate(config.tuning, config.objective, text.hidden_size)
+    name = TUNINGS.name_of(config.tuning)
+    logger.info("learning rate: %g, the usual one of %s at width %d", rate, name, text.hidden_size)
+    return replace(config, train=replace(config.train, learning_rate=rate))
 
 
 def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
