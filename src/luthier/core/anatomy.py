@@ -128,8 +128,8 @@ def linear_names(model: nn.Module) -> dict[str, int]:
         if not isinstance(module, (nn.Linear, Conv1D)) or id(module) in routers:
             continue
         # A quantized layer knows its sizes; its weight may lie in another shape.
-        linear = isinstance(module, nn.Linear)
-        side = min((module.in_features, module.out_features) if linear else module.weight.shape)
+        weight: Any = module.weight
+        side = min((module.in_features, module.out_features) if isinstance(module, nn.Linear) else weight.shape)
         # A gate with one output is a router of a kind: it weighs a shared expert.
         if side > 1 if not family.lora_targets else name in family.lora_targets:
             sizes[name] = min(side, sizes.get(name, 10**9))

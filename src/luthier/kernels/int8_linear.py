@@ -18,6 +18,8 @@ from luthier.kernels import gpu, native, panels
 from luthier.kernels.op import Op, add
 
 GROUP = 64
+AT_A_TIME = 2**20
+"""Numbers of a weight that are quantized together."""
 
 
 def quantize_groups(x_TI: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,9 @@ class Int8Weight:
     @classmethod
     def of(cls, weight_OI: Tensor) -> Int8Weight:
         """Quantize a dense matrix."""
-        return cls((weight_OI.shape[0], weight_OI.shape[1]), *quantize_groups(weight_OI.detach()))
+        rows = weight_OI.detach().split(max(1, AT_A_TIME // max(1, weight_OI.shape[1])))
+        parts = zip(*(quantize_groups(each) for each in rows), strict=True)
+        return cls((weight_OI.shape[0], weight_OI.shape[1]), *(torch.cat(each) for each in parts))
 
     @property
     def num_bytes(self) -> int:

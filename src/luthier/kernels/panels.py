@@ -81,7 +81,8 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.weight = weight
         if bias_O is not None:
             y_TO += bias_O.to(y_TO.dtype)
-        return y_TO
+        # What is a view here could not be written into outside.
+        return y_TO.new_empty(0).set_(y_TO) if y_TO._is_view() else y_TO
 
     @staticmethod
     def backward(ctx, *grads):

@@ -105,13 +105,18 @@ def unpack_gguf(file: Path, name: str = "") -> Path:
     _check_gguf(file)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     temporary = beside(target)
     logger.info("unpacking %s into %s, once", file.name, target)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        options = {"gguf_file": file.name, "dtype": torch.float32, **_unpacked()}
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options)
         # transformers refuses to save a model that came from GGUF while it still calls itself quantized.
-        del model.config.quantization_config, model.hf_quantizer
+        for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+            if hasattr(owner, name):
+                delattr(owner, name)
         model.is_quantized = False
         model.save_pretrained(temporary, max_shard_size=SHARD)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
@@ -124,6 +129,14 @@ def unpack_gguf(file: Path, name: str = "") -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _unreadable(file, error) from error
     return target
+
+
+def _unpacked() -> dict[str, Any]:
+    """Return what keeps transformers from leaving weights packed where it could compute with them."""
+    import transformers
+
+    settings = getattr(transformers, "GgufConfig", None)
+    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 def _check_gguf(file: Path) -> None:

@@ -21,6 +21,7 @@ from luthier.kernels.op import Op
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """One way to keep a weight narrow."""

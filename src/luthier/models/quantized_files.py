@@ -61,7 +61,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
         def read() -> Tensor:
             # Opened for one tensor: an open file keeps every page in memory that was read from it.
             with safe_open(file, framework="pt") as tensors:
-                return tensors.get_tensor(name).clone()
+                return tensors.get_tensor(name)
 
         return read
 
@@ -71,7 +71,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
 
 def _pickle(file: Path) -> dict[str, Stored]:
     tensors = torch.load(file, mmap=True, weights_only=True, map_location="cpu")
-    return {name: Stored(lambda tensor=tensor: tensor.clone()) for name, tensor in tensors.items()}
+    return {name: Stored(lambda tensor=tensor: tensor) for name, tensor in tensors.items()}
 
 
 # ---- whole numbers

@@ -140,8 +140,12 @@ class Quantizer(HfQuantizer):
         """Return bytes of a narrow weight."""
         return _BYTES[self.quantization_config.kind]
 
-    def _process_model_before_weight_loading(self, model: Any, dtype: Any = None, **kwargs: Any) -> Any:
-        self.dtype = dtype or torch.float32
+    def update_dtype(self, dtype: Any) -> Any:
+        """Remember what the layers compute in."""
+        self.dtype = dtype
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self.names = frozenset(f"{path}.weight" for path in targets(model))
         # Codes are made from the numbers of the file, not from what is left of them in a narrower dtype.
         model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *self.names}
