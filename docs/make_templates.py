@@ -34,7 +34,8 @@ the families do. With `enable_thinking: true` an answer without a thought gets a
 TAIL = """
 ## Differences from the tokenizers' own templates
 
-Where a tokenizer brings a template, ours with the name of its family writes the same text; these differ on purpose:
+Where a tokenizer brings a template, ours with the name of its family is meant to write the same text. That is tested, ids
+and weights, with the tokenizers of SmolLM 2, Qwen 3, Llama 3.1, Gemma 3 and DeepSeek V3. These differ on purpose:
 
 | template | difference | reason |
 |---|---|---|

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import byte_tokenizer
 
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, DataError
 from luthier.core.findings import RowError
 from luthier.core.registry import FAMILIES
 from luthier.core.types import Example, Message
@@ -244,6 +244,8 @@ def test_rows_with_tools_are_refused_where_the_template_drops_them() -> None:
     for message, row in cases.items():
         with pytest.raises(RowError, match=message):
             own.render(row)
+    with pytest.raises(DataError, match=r"\[tools\] expected a template that describes tools"):
+        own.prompt([user("q")], TOOLS)
     with pytest.raises(RowError, match="a JSON list of tools"):
         own.render(Example(context=(user("q"),), endings=((says("a"),),), tools="{"))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import DataError, ModelError
 from luthier.core.findings import RowError, words
 from luthier.core.types import Example, Message, Segment, Unit
 from luthier.data.template_input import Takes, check_tools, deep, guard, plain_messages, take, tools_of
@@ -64,10 +64,16 @@ class ChatTemplate:
         return {token.content: i for i, token in added.items() if token.special and token.content.strip()}
 
     def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
-        """Return the ids of a conversation up to where the next answer begins."""
-        guarded, described, _ = self._guard(self._with_system(messages), tools_of(tools))
-        text = self._render(guarded, described, answer_next=True)
-        return self._tokenize(text, _borders(text, self._prompts(guarded, described)))[0]
+        """Return the ids of a conversation up to where the next answer begins.
+
+        Raises DataError when the template refuses the conversation.
+        """
+        try:
+            guarded, described, _ = self._guard(self._with_system(messages), tools_of(tools))
+            text = self._render(guarded, described, answer_next=True)
+            return self._tokenize(text, _borders(text, self._prompts(guarded, described)))[0]
+        except RowError as error:
+            raise DataError(str(error), code="data_bad_row") from error
 
     def render(self, example: Example) -> Rendered:
         """Return one unit: the segments of each ending.
