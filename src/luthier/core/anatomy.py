@@ -27,7 +27,7 @@ def family_of(model_type: str) -> Family:
         f"model type {model_type!r} has no family facts: layers are found by structure, kernels stay off, and each "
         "segment of a batch is computed alone"
     )
-    return Family(model_types=(model_type,), lora_targets=(), packing="alone", kernels=())
+    return Family(model_types=(model_type,), models="", lora_targets=(), packing="alone", kernels=())
 
 
 def packing_of(config: Any) -> Packing:
@@ -128,8 +128,9 @@ def linear_names(model: nn.Module) -> dict[str, int]:
         if not isinstance(module, (nn.Linear, Conv1D)) or id(module) in routers:
             continue
         # A quantized layer knows its sizes; its weight may lie in another shape.
-        weight: Any = module.weight
-        side = min((module.in_features, module.out_features) if isinstance(module, nn.Linear) else weight.shape)
+        linear = isinstance(module, nn.Linear)
+        sides: Any = (module.in_features, module.out_features) if linear else module.weight.shape
+        side = min(sides)
         # A gate with one output is a router of a kind: it weighs a shared expert.
         if side > 1 if not family.lora_targets else name in family.lora_targets:
             sizes[name] = min(side, sizes.get(name, 10**9))

@@ -161,10 +161,13 @@ def targets(model: nn.Module) -> dict[str, nn.Module]:
     # A gate with one output is a router of a kind. Rounding what chooses experts moves whole tokens.
     routers = {id(router) for router in routers_of(plain)}
     start = next(path for path, module in plain.named_modules() if module is layers)
+    wanted: list[tuple[str, Any]] = [
+        (path, module) for path, module in layers.named_modules() if type(module) in (nn.Linear, Conv1D)
+    ]
     return {
         f"{start}.{path}": module
-        for path, module in layers.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and id(module) not in routers and min(module.weight.shape) > 1
+        for path, module in wanted
+        if id(module) not in routers and min(module.weight.shape) > 1
     }
 
 
