@@ -1,5 +1,7 @@
 """Packed equals separate, kernels on equals off: for each family, logits and gradients."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from luthier.core.anatomy import (
 )
 from luthier.core.registry import FAMILIES
 from luthier.data.pack import pack
+from luthier.data.template_names import NAMES
 from luthier.models import patch
 from luthier.models.decoder_parts import obstacle
 from luthier.models.patch import FOREST, attention_for, plain_attention, register_attention
@@ -203,9 +206,13 @@ def test_the_shelf_is_tested() -> None:
     for name, family in FAMILIES.items():
         assert name in family.model_types
         assert family.gguf in {"", *MODEL_ARCH_NAMES.values()}
-        assert family.templates
-        if family.balance:
-            assert family.router
+        assert {template for template in family.templates if template not in NAMES} == set()
+        assert family.router or not family.balance_loss
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs/make_models.py"
+    subprocess.run([sys.executable, str(page), "--check"], check=True)
 
 
 def test_an_unknown_model_type_is_computed_alone(tiny: Path) -> None:

@@ -89,6 +89,8 @@ class Family:
 
     model_types: tuple[str, ...]
     """`model_type` values of config.json."""
+    models: str
+    """Published models that are built so."""
     lora_targets: tuple[str, ...]
     """Names of the linear layers that `lora_target: all` means."""
     templates: tuple[str, ...] = ()

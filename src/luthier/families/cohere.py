@@ -7,6 +7,7 @@ from luthier.families import SPLIT
 add_family(
     Family(
         model_types=("cohere",),
+        models="Command R, Aya 23 and Expanse",
         templates=("default", "cohere"),
         lora_targets=SPLIT,
         gguf="command-r",
@@ -17,6 +18,7 @@ add_family(
 add_family(
     Family(
         model_types=("cohere2",),
+        models="Command R7B and A",
         templates=("default", "cohere"),
         lora_targets=SPLIT,
         gguf="cohere2",

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS, LATENT
 add_family(
     Family(
         model_types=("deepseek_v2",),
+        models="DeepSeek V2, V2 Lite, V2.5",
         templates=("default", "deepseek3", "deepseek"),
         lora_targets=LATENT,
         experts=EXPERTS,
@@ -22,6 +23,7 @@ add_family(
 add_family(
     Family(
         model_types=("deepseek_v3",),
+        models="DeepSeek V3, R1, Moonlight",
         templates=("default", "deepseek3", "deepseekr1", "moonlight"),
         lora_targets=LATENT,
         experts=EXPERTS,

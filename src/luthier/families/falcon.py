@@ -6,6 +6,7 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("falcon",),
+        models="Falcon 7B, 40B, 180B and RW",
         templates=("default", "falcon"),
         lora_targets=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         layers="h",

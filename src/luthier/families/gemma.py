@@ -7,6 +7,7 @@ from luthier.families import OURS, SPLIT
 add_family(
     Family(
         model_types=("gemma",),
+        models="Gemma 1",
         templates=("default", "gemma"),
         lora_targets=SPLIT,
         gguf="gemma",
@@ -18,6 +19,7 @@ add_family(
 add_family(
     Family(
         model_types=("gemma2",),
+        models="Gemma 2",
         templates=("default", "gemma2", "gemma"),
         lora_targets=SPLIT,
         gguf="gemma2",
@@ -32,6 +34,7 @@ add_family(
 add_family(
     Family(
         model_types=("gemma3_text",),
+        models="Gemma 3; of the larger ones the text half",
         templates=("default", "gemma3", "gemma"),
         lora_targets=SPLIT,
         gguf="gemma3",

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS, SPLIT
 add_family(
     Family(
         model_types=("glm",),
+        models="GLM-4 9B and Edge, ChatGLM 2 and 3",
         templates=("default", "glm4", "glmz1", "chatglm3", "chatglm2"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
         gguf="chatglm",
@@ -17,6 +18,7 @@ add_family(
 add_family(
     Family(
         model_types=("glm4",),
+        models="GLM-4 0414, GLM-Z1",
         templates=("default", "glm4", "glmz1"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
         gguf="glm4",
@@ -27,6 +29,7 @@ add_family(
 add_family(
     Family(
         model_types=("glm4_moe",),
+        models="GLM 4.5 to 4.7",
         templates=("default", "glm4_moe", "glm4_7"),
         lora_targets=SPLIT,
         experts=EXPERTS,

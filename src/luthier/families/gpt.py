@@ -6,6 +6,7 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("gpt2",),
+        models="GPT-2",
         templates=("default", "alpaca"),
         lora_targets=("c_attn", "c_proj", "c_fc"),
         layers="h",
@@ -18,6 +19,7 @@ add_family(
 add_family(
     Family(
         model_types=("gpt_neox",),
+        models="GPT-NeoX, Pythia",
         templates=("default", "alpaca"),
         lora_targets=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         attention="attention",

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS
 add_family(
     Family(
         model_types=("gpt_oss",),
+        models="gpt-oss 20B and 120B",
         templates=("default", "gpt_oss"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,

@@ -7,7 +7,8 @@ from luthier.families import SPLIT
 add_family(
     Family(
         model_types=("granite",),
-        templates=("default", "granite3"),
+        models="Granite 3, MiniCPM 1 to 4",
+        templates=("default", "granite3", "cpm", "cpm4"),
         lora_targets=SPLIT,
         gguf="granite",
         quirks="Embeddings, residuals, scores and logits have multipliers.",
@@ -16,6 +17,7 @@ add_family(
 add_family(
     Family(
         model_types=("granitemoe",),
+        models="Granite 3 MoE",
         templates=("default", "granite3"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         mlp="block_sparse_moe",

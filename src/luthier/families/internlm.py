@@ -7,6 +7,7 @@ from luthier.families import SPLIT
 add_family(
     Family(
         model_types=("internlm3",),
+        models="InternLM 3",
         templates=("default", "intern2"),
         lora_targets=SPLIT,
         gguf="llama",

@@ -7,6 +7,7 @@ from luthier.families import OURS, SPLIT
 add_family(
     Family(
         model_types=("llama",),
+        models="Llama 1 to 3.3, Yi, SmolLM 1 and 2, DeepSeek LLM, R1 distillations, InternLM 1 and 2, Baichuan 7B",
         templates=(
             "default",
             "llama3",
@@ -24,6 +25,9 @@ add_family(
             "zephyr",
             "solar",
             "openchat",
+            "intern2",
+            "baichuan",
+            "baichuan2",
         ),
         lora_targets=SPLIT,
         gguf="llama",
@@ -33,6 +37,7 @@ add_family(
 add_family(
     Family(
         model_types=("llama4_text", "llama4"),
+        models="Llama 4 Scout and Maverick, their text half",
         templates=("default", "llama4"),
         lora_targets=SPLIT,
         mlp="feed_forward",

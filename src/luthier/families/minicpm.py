@@ -7,6 +7,7 @@ from luthier.families import LATENT
 add_family(
     Family(
         model_types=("minicpm3",),
+        models="MiniCPM 3",
         templates=("default", "cpm4", "cpm", "chatml"),
         lora_targets=LATENT[1:],
         gguf="minicpm3",

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS, OURS, SPLIT
 add_family(
     Family(
         model_types=("mistral", "ministral"),
+        models="Mistral 7B, Nemo, Small, Ministral 2410, Zephyr",
         templates=("default", "mistral", "mistral_small", "ministral", "zephyr", "openchat"),
         lora_targets=SPLIT,
         gguf="llama",
@@ -16,6 +17,7 @@ add_family(
 add_family(
     Family(
         model_types=("mixtral",),
+        models="Mixtral 8x7B and 8x22B",
         templates=("default", "mistral"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,
@@ -29,6 +31,7 @@ add_family(
 add_family(
     Family(
         model_types=("ministral3",),
+        models="Ministral 3, its text half",
         templates=("default", "ministral3", "mistral"),
         lora_targets=SPLIT,
         gguf="mistral3",

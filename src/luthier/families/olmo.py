@@ -7,6 +7,7 @@ from luthier.families import SPLIT
 add_family(
     Family(
         model_types=("olmo2",),
+        models="OLMo 2",
         templates=("default", "olmo"),
         lora_targets=SPLIT,
         gguf="olmo2",
@@ -16,6 +17,7 @@ add_family(
 add_family(
     Family(
         model_types=("olmo3",),
+        models="OLMo 3",
         templates=("default", "olmo"),
         lora_targets=SPLIT,
         gguf="olmo2",

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS
 add_family(
     Family(
         model_types=("phi",),
+        models="Phi 1, 1.5 and 2",
         templates=("default", "phi"),
         lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
         gguf="phi2",
@@ -17,6 +18,7 @@ add_family(
 add_family(
     Family(
         model_types=("phi3",),
+        models="Phi 3, 3.5 and 4",
         templates=("default", "phi", "phi_small", "phi4", "phi4_mini"),
         lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
         gguf="phi3",
@@ -27,6 +29,7 @@ add_family(
 add_family(
     Family(
         model_types=("phimoe",),
+        models="Phi 3.5 MoE",
         templates=("default", "phi"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         experts=EXPERTS,

@@ -7,6 +7,7 @@ from luthier.families import EXPERTS, OURS, SPLIT
 add_family(
     Family(
         model_types=("qwen2",),
+        models="Qwen 1.5, 2 and 2.5, QwQ, R1 distillations",
         templates=("default", "qwen", "deepseekr1", "chatml", "deepseek3"),
         lora_targets=SPLIT,
         gguf="qwen2",
@@ -17,6 +18,7 @@ add_family(
 add_family(
     Family(
         model_types=("qwen3",),
+        models="Qwen 3",
         templates=("default", "qwen3", "qwen3_nothink"),
         lora_targets=SPLIT,
         gguf="qwen3",
@@ -27,6 +29,7 @@ add_family(
 add_family(
     Family(
         model_types=("qwen2_moe",),
+        models="Qwen 1.5 and 2 MoE",
         templates=("default", "qwen"),
         lora_targets=SPLIT,
         experts=EXPERTS,
@@ -39,6 +42,7 @@ add_family(
 add_family(
     Family(
         model_types=("qwen3_moe",),
+        models="Qwen 3 MoE",
         templates=("default", "qwen3", "qwen3_nothink"),
         lora_targets=SPLIT,
         experts=EXPERTS,

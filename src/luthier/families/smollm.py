@@ -7,6 +7,7 @@ from luthier.families import SPLIT
 add_family(
     Family(
         model_types=("smollm3",),
+        models="SmolLM 3",
         templates=("default", "chatml", "smollm2"),
         lora_targets=SPLIT,
         gguf="smollm3",

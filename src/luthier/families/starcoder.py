@@ -6,6 +6,7 @@ from luthier.core.protocols import Family
 add_family(
     Family(
         model_types=("starcoder2",),
+        models="StarCoder 2",
         templates=("default", "alpaca", "starchat"),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"),
         gguf="starcoder2",
