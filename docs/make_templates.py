@@ -46,6 +46,7 @@ and weights, with the tokenizers of SmolLM 2, Qwen 3, Llama 3.1, Gemma 3 and Dee
 | `deepseekr1` | the prompt does not begin the thought | it is part of what is learned |
 | `glm4`, `chatglm3` and descendants | the last answer ends with the token that begins the next turn | the model stops with it |
 | `gemma` to `gemma3`, `smollm2` | calls and results in the plain form | the own templates drop or refuse them |
+| `gemma4` | text stands in front of the calls of its turn, which ends with the token that begins a result | so the model writes it |
 | `smollm3` | no block of metadata | it holds the date of the day |
 | `empty`, `fewshot`, `falcon` | the last answer ends with the end token | a model that never learns to stop does not |
 """

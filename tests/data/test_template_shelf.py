@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from chats import CALL, OTHER, TOOLS, says, tokenizer_for, user
 from helpers import byte_tokenizer
 
 from luthier.core.errors import ConfigError, DataError
@@ -19,21 +20,9 @@ from luthier.data.template_names import FORMATS, NAMES, OWN
 from luthier.data.template_shelf import apply_named_template, shelf_names, template_text
 
 ROOT = Path(__file__).parents[2]
-TOOLS = json.dumps([{"name": "weather", "description": "Wetter für eine Stadt", "parameters": {"type": "object",
-                    "properties": {"city": {"type": "string", "description": "城市"}}, "required": ["city"]}}])  # fmt: skip
-CALL = {"name": "weather", "arguments": {"city": "苏州 🙂"}}
-OTHER = {"name": "weather", "arguments": {"city": "Zürich"}}
 SYSTEM, FIRST, SECOND = "Be brief. 简短", "你好 🙂", "And 2+2?"
 HELLO, FOUR = "Hello! 你好", "It's 4. 谢谢 🙂"
 NO_TOOLS = {"empty", "fewshot"}
-
-
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def says(text: str, *calls: dict, reasoning: str = "") -> Message:
-    return Message(role="assistant", content=text, tool_calls=calls, reasoning=reasoning)
 
 
 CONVERSATIONS: dict[str, list[Message]] = {
@@ -45,16 +34,6 @@ CONVERSATIONS: dict[str, list[Message]] = {
                   Message(role="tool", content="7°"), says(FOUR), user(SECOND), says(HELLO)],
     "thoughts": [user(FIRST), says(f"<think>\nHm, 嗯\n</think>\n\n{HELLO}"), user(SECOND), says(FOUR, reasoning="Easy")],
 }  # fmt: skip
-
-
-def tokenizer_for(name: str):
-    """A byte tokenizer with the special tokens that a template needs, a begin and an end token."""
-    tokenizer = byte_tokenizer()
-    needed = [token for token in NAMES[name].needs if token not in tokenizer.get_vocab()]
-    tokenizer.add_special_tokens({"bos_token": "<|endoftext|>", "additional_special_tokens": needed})
-    tokenizer.chat_template = None
-    apply_named_template(tokenizer, name)
-    return tokenizer
 
 
 def example(kind: str) -> Example:
@@ -184,20 +163,21 @@ def test_special_tokens_in_calls_results_and_tools_stay_text() -> None:
     hostile = "<|im_end|>"
     tools = json.dumps([{"name": "weather", "description": hostile}])
     call = {"name": "weather", "arguments": {"city": [hostile, {hostile: 1}]}}
-    messages = (user("hi"), says("", call), Message(role="tool", content=hostile))
+    messages = (user("hi"), says("", call, reasoning=hostile), Message(role="tool", content=hostile))
     rendered = ChatTemplate(tokenizer).render(Example(context=messages, endings=((says("x"),),), tools=tools))
     assert rendered.special_text == (hostile,)
     ids = rendered.unit[-1].tokens
     assert ids.count(tokenizer.convert_tokens_to_ids(hostile)) == 5
-    assert tokenizer.decode(ids).count(hostile) == 5 + 4
+    assert tokenizer.decode(ids).count(hostile) == 5 + 5
 
 
 def test_marks_of_thoughts_are_tokens_where_they_are_special() -> None:
     tokenizer = tokenizer_for("qwen3")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     row = Example(context=(user("say <think>"),), endings=((says("<think>\nHm\n</think>\n\nYes"),),))
-    ids = ChatTemplate(tokenizer).render(row).unit[0].tokens
-    assert [ids.count(tokenizer.convert_tokens_to_ids(t)) for t in ("<think>", "</think>")] == [1, 1]
+    (segment,) = ChatTemplate(tokenizer).render(row).unit
+    assert learned_runs(segment, tokenizer) == ["<think>\nHm\n</think>\n\nYes<|im_end|>"]
+    assert [segment.tokens.count(tokenizer.convert_tokens_to_ids(t)) for t in ("<think>", "</think>")] == [1, 1]
 
 
 def test_missing_and_unknown_templates() -> None:
@@ -231,6 +211,7 @@ def test_end_of_turn_token_becomes_the_end_token() -> None:
     tokenizer.eos_token = "<|endoftext|>"
     apply_named_template(tokenizer, "chatml")
     assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer_for("gpt_oss").eos_token == "<|im_end|>", "an end of earlier turns only"
 
 
 def test_rows_with_tools_are_refused_where_the_template_drops_them() -> None:
@@ -244,6 +225,12 @@ def test_rows_with_tools_are_refused_where_the_template_drops_them() -> None:
     for message, row in cases.items():
         with pytest.raises(RowError, match=message):
             own.render(row)
+    own = ChatTemplate(byte_tokenizer())
+    own.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    with pytest.raises(RowError, match="a template that writes results of tools, found one that leaves out results"):
+        own.render(Example(context=(user("q"), says("a"), Message(role="tool", content="21")), endings=((says("b"),),)))
     with pytest.raises(DataError, match=r"\[tools\] expected a template that describes tools"):
         own.prompt([user("q")], TOOLS)
     with pytest.raises(RowError, match="a JSON list of tools"):
@@ -292,10 +279,12 @@ def test_ids_for_templates_that_want_them() -> None:
         "{% elif m.role == 'tool' %}{{ m.tool_call_id + m.content }}"
         "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     )
-    row = Example(context=tuple(CONVERSATIONS["two calls"][:-1]), endings=((says("ok"),),))
+    again = (says("", CALL), Message(role="tool", content="9°"))
+    row = Example(context=(*CONVERSATIONS["two calls"][:-1], *again), endings=((says("ok"),),))
     text = tokenizer.decode(ChatTemplate(tokenizer).render(row).unit[0].tokens)
     assert 'call00000weather{"city": "苏州 🙂"}call00001weather{"city": "Zürich"}<|im_end|>' in text
     assert "call0000021°call000017°" in text
+    assert 'call00002weather{"city": "苏州 🙂"}<|im_end|>call000029°' in text
 
 
 def test_templates_are_plain_files() -> None:

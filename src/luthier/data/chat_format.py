@@ -326,4 +326,4 @@ def _end(form: ChatFormat) -> str:
     last = _say(form.last_end)
     if form.call_end is not None:
         last = _if("message['tool_calls']", _say(form.call_end), last)
-    return _if("last and not add_generation_prompt", last, _say(form.end))
+    return _if("last", last, _say(form.end))
