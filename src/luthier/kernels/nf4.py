@@ -189,17 +189,23 @@ NF4_LINEAR = add(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rows:
-    """Rows of a weight, dequantized by our C++ or by Triton."""
+    """Rows of a weight, dequantized by our C++ or by Triton, for one pass: scales are made once."""
 
     weight: Nf4Weight
-    scale_N: Tensor
     backend: str
+    _scale_N: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
+
+    @property
+    def scale_N(self) -> Tensor:
+        if self._scale_N is None:
+            self._scale_N = self.weight.scales()
+        return self._scale_N
 
     def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         weight = self.weight
@@ -217,16 +223,16 @@ def nf4_linear_native(x: Tensor, weight: Nf4Weight, bias_O: Tensor | None = None
     """Dequantize in our own C++: into registers for few rows, else into a panel that torch multiplies."""
     if not native.takes(x):
         return nf4_linear(x, weight, bias_O)
-    dense = _Rows(weight, weight.scales(), "native")
     whole = weight.shape[1] % weight.block_size == 0
 
     def forward(x_TI: Tensor) -> Tensor:
+        dense = _Rows(weight, "native")
         if len(x_TI) > FEW_ROWS[x.dtype] or not whole:
             return panels.product(x_TI, dense)
         parts = weight.codes_B, dense.scale_N, weight.table, weight.block_size
         return native.module().nf4_product(x_TI.float(), *parts, weight.shape[0]).to(x.dtype)
 
-    return panels.frozen_linear(x, dense, bias_O, forward)
+    return panels.frozen_linear(x, _Rows(weight, "native"), bias_O, forward)
 
 
 @NF4_LINEAR.backend("triton", gpu.unusable, device="cuda")
@@ -234,14 +240,13 @@ def nf4_linear_triton(x: Tensor, weight: Nf4Weight, bias_O: Tensor | None = None
     """Dequantize in Triton: inside the product for few rows, else into a panel that torch multiplies."""
     from luthier.kernels.triton.nf4 import product
 
-    dense = _Rows(weight, weight.scales(), "triton")
-
     def forward(x_TI: Tensor) -> Tensor:
+        dense = _Rows(weight, "triton")
         if len(x_TI) > FEW_ROWS_ON_GPU:
             return panels.product(x_TI, dense)
         return product(x_TI, weight.codes_B, dense.scale_N, weight.table, weight.block_size, weight.shape[0])
 
-    return panels.frozen_linear(x, dense, bias_O, forward)
+    return panels.frozen_linear(x, _Rows(weight, "triton"), bias_O, forward)
 
 
 @NF4_LINEAR.backend("torch")

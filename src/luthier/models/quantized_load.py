@@ -235,13 +235,14 @@ def make_narrow(model: Any, choice: Choice | None, place: Placement) -> Any:
         return model
     _check_layers(model, choice, place)
     for path, layer in targets(model).items():
-        put(model, path, _bitsandbytes_layer(layer, choice, place))
+        put(model, path, bitsandbytes_layer(layer, choice, place))
     # peft looks here for which layers to expect.
     setattr(model, f"is_loaded_in_{8 if choice.kind == 'int8' else 4}bit", True)
     return model
 
 
-def _bitsandbytes_layer(layer: Any, choice: Choice, place: Placement) -> Any:
+def bitsandbytes_layer(layer: Any, choice: Choice, place: Placement) -> Any:
+    """Return bitsandbytes' layer for a linear one."""
     from bitsandbytes import nn as theirs
 
     sizes = layer.in_features, layer.out_features, layer.bias is not None
