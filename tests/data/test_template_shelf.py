@@ -256,10 +256,9 @@ def test_thoughts_go_into_the_field_that_the_own_template_reads(field) -> None:
         "{% for m in messages %}{{ m.role }}: {% if m.FIELD %}({{ m.FIELD }}) {% endif %}{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     ).replace("FIELD", field)
-    (segment,) = (
-        ChatTemplate(tokenizer).render(Example(context=(user("q"),), endings=((says("4", reasoning="Hm"),),))).unit
-    )
-    assert learned_runs(segment, tokenizer) == ["(Hm) 4<|im_end|>"]
+    for answer in (says("4", reasoning="Hm"), says("<think>\nHm\n</think>\n\n4")):
+        (segment,) = ChatTemplate(tokenizer).render(Example(context=(user("q"),), endings=((answer,),))).unit
+        assert learned_runs(segment, tokenizer) == ["(Hm) 4<|im_end|>"]
 
 
 def test_thoughts_stand_in_the_text_where_no_field_is_read() -> None:
