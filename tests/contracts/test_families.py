@@ -215,6 +215,39 @@ def test_the_page_of_models_is_current() -> None:
     subprocess.run([sys.executable, str(page), "--check"], check=True)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0],
+         "original_max_position_embeddings": 12, "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+    ],
+    ids=["longrope", "dynamic"],
+)  # fmt: skip
+def test_a_long_row_does_not_turn_the_short_ones(rope: dict, kernels: str) -> None:
+    register_attention()
+    is_long, base = (
+        rope["rope_type"] == "longrope",
+        TINY_CONFIGS["phi3" if rope["rope_type"] == "longrope" else "llama"](),
+    )
+    changed = {"rope_parameters": {"rope_theta": 1e4, **rope}, "max_position_embeddings": 48 if is_long else 12}
+    original = {"original_max_position_embeddings": 12} if is_long else {}
+    config = type(base)(**{**base.to_dict(), **changed, **original})
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config, kernels)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    if kernels == "auto":
+        patch.install(model)
+    units = [[segment(2, 5, seed=1)], [segment(30, 6, seed=2)], [segment(3, 6, seed=3)]]
+    have = Policy(model)(pack(units)).logp
+    want = torch.cat([Policy(model)(pack([unit])).logp for unit in units])
+    torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+    model.config.rope_parameters["rope_type"] = "default"  # the policy looks there, the model has looked already
+    assert (Policy(model)(pack(units)).logp - want).abs().max() > 1e-3
+
+
 def test_an_unknown_model_type_is_computed_alone(tiny: Path) -> None:
     class Strange(LlamaConfig):
         model_type = "strange"

@@ -37,6 +37,23 @@ def packing_of(config: Any) -> Packing:
     return "alone" if biased else family_of(text.model_type).packing
 
 
+def angles_move_from(config: Any) -> int | None:
+    """Return the number of positions from which rotary angles depend on the length of a sequence; None for never.
+
+    So it is with LongRoPE (arXiv:2402.13753) and dynamic NTK scaling, where a long row would turn the short ones too.
+    """
+    text = config.get_text_config()
+    ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    nested: list[dict[str, Any]] = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    for rope in [ropes, *nested]:
+        kind = str(rope.get("rope_type"))
+        if kind == "longrope":
+            return int(rope["original_max_position_embeddings"])
+        if "dynamic" in kind:
+            return int(text.max_position_embeddings)
+    return None
+
+
 def plain_model(model: nn.Module) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
     unwrap: Any = getattr(model, "get_base_model", None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.core.anatomy import backbone_of, packing_of, plain_model
+from luthier.core.anatomy import angles_move_from, backbone_of, packing_of, plain_model
 from luthier.core.batch import PackedBatch, Scores, Spans
 from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
@@ -57,7 +57,7 @@ class Policy(nn.Module):
         with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
             virtual = virtual_tokens(self.model)
             with watched(self.model) if self.balance else nullcontext() as routes:
-                hidden_TD = (self._alone if packing_of(plain.config) == "alone" else self._packed)(batch, virtual)
+                hidden_TD = (self._alone if self._is_alone(batch) else self._packed)(batch, virtual)
         hidden_ND = hidden_TD.index_select(0, batch.rows)
         scores = self._score(
             plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
@@ -65,6 +65,12 @@ class Policy(nn.Module):
         if routes is None or not routes.logits_TE:
             return scores
         return replace(scores, balance=routes.balance(), metrics={"expert_load_max": routes.busiest()})
+
+    def _is_alone(self, batch: PackedBatch) -> bool:
+        config = plain_model(self.model).config
+        moves_from = angles_move_from(config)
+        is_long = moves_from is not None and batch.num_tokens > 0 and int(batch.position_ids.max()) >= moves_from
+        return is_long or packing_of(config) == "alone"
 
     def _packed(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
         """Return hidden states [T, D] of one pass over all spans."""
@@ -79,7 +85,8 @@ class Policy(nn.Module):
     def _alone(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
         """Return hidden states [T, D] of one ordinary pass for each path from a root to a leaf.
 
-        A span that several paths share is computed with each of them, and taken from the first.
+        A span that several paths share is computed with each of them, and taken from the first: it is the same in all,
+        unless angles move and only some of the paths are long.
         """
         if virtual is not None and virtual.prefix is not None:
             raise ModelError(
