@@ -96,7 +96,7 @@ def test_new_adapter_is_compared_with_the_bare_model(tiny: Path, kernels: str) -
     put_kernels(model, config)
     policy = Policy(model).train()
     before = learning(model)
-    reference = without_adapter(policy, tiny)
+    reference = without_adapter(policy, (tiny,))
     torch.testing.assert_close(reference.logp(batch), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(policy.eval()(batch).logp, expected, atol=1e-2)
     policy.train()
@@ -117,7 +117,7 @@ def test_continued_adapter_is_compared_with_itself_as_it_was(tiny: Path, tmp_pat
     policy = Policy(model).eval()
     start, before = policy(batch).logp.detach(), learning(model)
     assert not torch.allclose(start, bare, atol=1e-2)
-    reference = with_first_adapter(policy, tiny, tmp_path / "sft")
+    reference = with_first_adapter(policy, (tiny,), tmp_path / "sft")
     assert learning(model) == before
     policy.train()
     noisy(model)

@@ -97,13 +97,25 @@ def chat(
         if json:
             as_json(message=message, answers=answers)
         return
-    print("Empty line or Ctrl-D leaves, /new begins anew.", file=sys.stderr)
+    print("Empty line or Ctrl-D leaves, /new begins anew, /adapter NAME switches.", file=sys.stderr)
     while text := _ask():
-        for conversation in conversations:
-            if text == "/new":
-                conversation.forget()
-            else:
-                _say(conversation, text)
+        for conversation in conversations[-1:] if text.startswith("/adapter ") else conversations:
+            _answer(conversation, text)
+
+
+def _answer(conversation: Any, text: str) -> None:
+    """Do what a line of a chat asks for."""
+    from luthier.core.errors import ModelError
+
+    if text == "/new":
+        conversation.forget()
+    elif text.startswith("/adapter "):
+        try:
+            conversation.use(text.removeprefix("/adapter ").strip())
+        except ModelError as error:
+            print(error, file=sys.stderr)
+    else:
+        _say(conversation, text)
 
 
 def _ask() -> str:
@@ -276,6 +288,10 @@ def _load(file: str, overrides: list[str]) -> Loaded:
     return load_config(file, overrides)
 
 
+_NOTHING_ON_TOP = ("model.adapter_name_or_path=", "model.create_new_adapter=false")
+"""A run is found with all that it stands on."""
+
+
 def _model_config(source: str, overrides: list[str] | None) -> Any:
     """Return settings for using a model: from a YAML (its run, if it was trained), a run directory, or a name."""
     from luthier.config.load import load_config
@@ -285,12 +301,16 @@ def _model_config(source: str, overrides: list[str] | None) -> Any:
     if path.suffix in (".yaml", ".yml"):
         loaded = load_config(path, given)
         made = loaded.config.train.output_dir
-        if made and is_run(Path(made).expanduser()) and loaded.config.model.adapter_name_or_path is None:
+        if made and is_run(Path(made).expanduser()) and not loaded.config.model.adapter_name_or_path:
             return load_config(path, [*given, f"model.model_name_or_path={made}"]).config
         return loaded.config
     for folder in (path, path.parent):
         if is_run(folder):
-            fixed = [f"model.model_name_or_path={path}", "model.adapter_name_or_path=null"]
+            fixed = [
+                f"model.model_name_or_path={path}",
+                "model.adapter_name_or_path=",
+                "model.create_new_adapter=false",
+            ]
             return load_config(folder / "config.yaml", [*fixed, *given]).config
     return load_config({"model_name_or_path": source}, given).config
 

@@ -16,6 +16,8 @@ from luthier.core.types import Sampling
 
 
 def _split_commas(value: object) -> object:
+    if value is None:
+        return []
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -56,8 +58,12 @@ class ModelConfig:
 
     model_name_or_path: str
     """Alias (see `luthier models`), folder, run directory, checkpoint, or hub name."""
-    adapter_name_or_path: str | None = None
-    """Adapter folder, run directory or checkpoint to continue from."""
+    adapter_name_or_path: Names = ()
+    """Adapter folders, run directories or checkpoints: the last is trained on, those before it are merged first."""
+    create_new_adapter: bool = False
+    """Merge every adapter and train a new one on top."""
+    more_adapters: dict[str, str] = field(default_factory=dict[str, str])
+    """Name -> folder of adapters to switch between while answering: /adapter NAME in a chat."""
     ref_model: str | None = None
     """Model, adapter or run that objectives compare with; none means the model as it was before this run."""
     model_revision: str = "main"

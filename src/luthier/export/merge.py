@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from luthier.core.errors import ModelError, RunError
 from luthier.core.log import logger
 from luthier.core.paths import beside, sync_folder
-from luthier.models.adapters import check_mergeable, load_adapter
+from luthier.models.adapters import check_mergeable
 from luthier.models.device import Placement
 from luthier.models.foreign import read_layout
 from luthier.models.inspect import check_safetensors
-from luthier.models.load import load_model, load_tokenizer, resolve, resolve_adapter
+from luthier.models.load import find, load_model, load_tokenizer, merge_in
 from luthier.models.quantized import make_dense
 from luthier.runs.store import is_run
 
@@ -56,20 +56,12 @@ def export_model(config: RunConfig) -> Path:
     return target
 
 
-def _adapters(config: RunConfig) -> tuple[Any, list[Path]]:
-    files = resolve(config.model.model_name_or_path)
-    adapters = [files.adapter] if files.adapter else []
-    if config.model.adapter_name_or_path:
-        adapters.append(resolve_adapter(config.model.adapter_name_or_path))
-    return files, adapters
-
-
 def _write_adapter(config: RunConfig, folder: Path) -> None:
-    _, adapters = _adapters(config)
-    if not adapters:
+    adapter = find(config.model).adapter
+    if adapter is None:
         raise ModelError(f"{config.model.model_name_or_path} has no adapter; use export_format: merged")
     names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "chat_template.jinja")
-    for file in adapters[-1].iterdir():
+    for file in adapter.iterdir():
         if file.name in names or file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges")):
             shutil.copy2(file, folder / file.name)
 
@@ -79,8 +71,8 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
 
     A quantized base is merged into as what its codes stand for: that is what the adapter was trained on.
     """
-    files, adapters = _adapters(config)
-    for adapter in adapters:
+    files = find(config.model)
+    for adapter in files.adapters:
         check_mergeable(adapter)
     tokenizer = load_tokenizer(files, config.model)
     model = load_model(files, config.model, Placement(torch.device("cpu"), torch.float32, None, "merging in float32"))
@@ -88,9 +80,8 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
         model = make_dense(model, torch.float32)
         logger.info("the base is what its %s weights stand for, as the adapter was trained", config.model.quantization)
     kept = _dtype_of(files.base) if config.export.export_dtype is None else getattr(torch, config.export.export_dtype)
-    for adapter in adapters:
-        model = load_adapter(model, adapter, trainable=False).merge_and_unload()
-    logger.info("merged %d adapters in float32, written as %s", len(adapters), str(kept).removeprefix("torch."))
+    model = merge_in(model, files.adapters)
+    logger.info("merged %d adapters in float32, written as %s", len(files.adapters), str(kept).removeprefix("torch."))
     model.to(kept).save_pretrained(folder, max_shard_size=int(config.export.export_size * 1e9))
     tokenizer.save_pretrained(folder)
 

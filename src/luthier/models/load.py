@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import yaml
 from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger, printable, say_once
 from luthier.core.registry import did_you_mean
-from luthier.models.adapters import load_adapter
+from luthier.models.adapters import add_adapter, check_mergeable, facts_of, is_adapter, load_adapter
 from luthier.models.aliases import ALIASES, gguf_in, locate, unpack_gguf
 from luthier.models.foreign import Layout, read_layout
 from luthier.models.inspect import check_folder
@@ -26,6 +25,8 @@ from luthier.models.quantized_load import load as load_by_tensor
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from luthier.config.schema import ModelConfig
@@ -38,10 +39,20 @@ class ModelFiles:
 
     base: str
     """Folder or hub name of the whole model."""
-    adapter: Path | None = None
-    """Folder of an adapter on top of it."""
+    adapters: tuple[Path, ...] = ()
+    """Folders of adapters on top of it, the lowest first: all but the last are merged into the base."""
     public_base: str = ""
     """The base as others should find it: hub name for an alias, path otherwise."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """Return the adapter on top."""
+        return self.adapters[-1] if self.adapters else None
+
+    @property
+    def below(self) -> ModelFiles:
+        """Return what the adapter on top stands on."""
+        return replace(self, adapters=self.adapters[:-1])
 
 
 def resolve(name: str) -> ModelFiles:
@@ -80,27 +91,47 @@ def _resolve_folder(path: Path) -> ModelFiles:
             raise ModelError(f"run {path} has neither final weights nor a checkpoint yet", code="model_incomplete")
         say_once(f"{path} is not finished; its newest checkpoint {checkpoints[0].name} is used")
         return _resolve_folder(checkpoints[0])
-    if (path / "adapter_config.json").is_file():
-        base = resolve(_base_name(path))
-        return ModelFiles(base.base, path, base.public_base)
+    if is_adapter(path):
+        base = _stands_on(path)
+        return replace(base, adapters=(*base.adapters, path))
     packed = gguf_in(path)
     return resolve(str(packed)) if packed is not None else ModelFiles(str(path), public_base=str(path))
 
 
-def _base_name(adapter: Path) -> str:
-    """Return the base of an adapter: as the run that made it named it, else as peft wrote it."""
+def _stands_on(adapter: Path) -> ModelFiles:
+    """Return what an adapter was trained on: as the run that made it says, else the base that peft wrote down."""
     for folder in (adapter, adapter.parent):
         config = folder / "config.yaml"
         if config.is_file():
-            named = (
-                (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model", {}).get("model_name_or_path")
-            )
+            said = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model", {})
+            named = said.get("model_name_or_path")
             if named and Path(named).expanduser().absolute() not in (adapter.absolute(), adapter.parent.absolute()):
-                return str(named)
-    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+                files = with_adapters(resolve(str(named)), said.get("adapter_name_or_path") or ())
+                return files if said.get("create_new_adapter") else files.below
+    named = facts_of(adapter).get("base_model_name_or_path")
     if not named:
         raise ModelError(f"{adapter}/adapter_config.json does not name the base model", code="model_incomplete")
-    return str(named)
+    return resolve(str(named))
+
+
+def with_adapters(files: ModelFiles, names: Sequence[str]) -> ModelFiles:
+    """Return `files` with further adapters on top, each with those that it stands on itself."""
+    stack = list(files.adapters)
+    for name in [names] if isinstance(names, str) else names:
+        stack += [folder for folder in _adapters_of(name) if folder not in stack]
+    return replace(files, adapters=tuple(stack))
+
+
+def _adapters_of(name: str) -> tuple[Path, ...]:
+    found = resolve(name).adapters if Path(name).expanduser().is_dir() else ()
+    if not found:
+        raise ModelError(f"{printable(name)} holds no adapter (adapter_config.json)", code="model_adapter")
+    return found
+
+
+def find(config: ModelConfig) -> ModelFiles:
+    """Return the model of the settings with every adapter that they put on it."""
+    return with_adapters(resolve(config.model_name_or_path), config.adapter_name_or_path)
 
 
 def load_tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
@@ -126,8 +157,8 @@ def _look(files: ModelFiles, config: ModelConfig) -> None:
     options = {"allow_remote_code": config.allow_remote_code, "allow_pickle": config.allow_pickle}
     if Path(files.base).is_dir():
         check_folder(Path(files.base), **options)
-    if files.adapter is not None:
-        check_folder(files.adapter, **options, is_adapter=True)
+    for adapter in files.adapters:
+        check_folder(adapter, **options, is_adapter=True)
 
 
 def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
@@ -208,30 +239,33 @@ def put_kernels(model: Any, config: ModelConfig, *, quiet: bool = False) -> None
         logger.info("kernels: %s", ", ".join(lines))
 
 
+def load_with_adapters(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
+    """Load a frozen model with its adapters: all but the last are merged into it."""
+    model = merge_in(load_model(files, config, placement), files.below.adapters)
+    return model if files.adapter is None else load_adapter(model, files.adapter, trainable=False)
+
+
+def merge_in(model: Any, folders: Sequence[Path]) -> Any:
+    """Make adapters part of the weights, one after the other. Raises ModelError when one is no part of weights."""
+    for folder in folders:
+        check_mergeable(folder)
+        model = load_adapter(model, folder, trainable=False)
+        make_mergeable(model)
+        model = model.merge_and_unload().requires_grad_(False)
+        logger.info("adapter %s is merged into the model", folder)
+    return model
+
+
 def load_for_inference(config: ModelConfig, placement: Placement, *, with_adapter: bool = True) -> tuple[Any, Any]:
     """Return (model, tokenizer) ready to answer; `with_adapter=False` gives the untouched base."""
-    files = resolve(config.model_name_or_path)
-    adapters = [files.adapter] if files.adapter else []
-    if config.adapter_name_or_path:
-        adapters.append(resolve_adapter(config.adapter_name_or_path))
-    tokenizer = load_tokenizer(
-        files if not adapters else ModelFiles(files.base, adapters[-1], files.public_base), config
-    )
-    model = load_model(files, config, placement)
-    for adapter in adapters if with_adapter else []:
-        model = load_adapter(model, adapter, trainable=False)
+    files = find(config)
+    tokenizer = load_tokenizer(files, config)
+    model = load_with_adapters(files if with_adapter else files.below, config, placement)
+    for name, folder in config.more_adapters.items() if with_adapter else ():
+        add_adapter(model, _adapters_of(folder)[-1], name)
     model.eval()
     put_kernels(model, config)
     return model, tokenizer
-
-
-def resolve_adapter(name: str) -> Path:
-    """Return the adapter folder behind a run directory, checkpoint or folder. Raises ModelError when it has none."""
-    path = Path(name).expanduser()
-    files = resolve(name) if path.is_dir() else None
-    if files is None or files.adapter is None:
-        raise ModelError(f"{printable(name)} holds no adapter (adapter_config.json)", code="model_adapter")
-    return files.adapter
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:

@@ -58,14 +58,14 @@ class Reference:
         self._policy = None
 
 
-def without_adapter(policy: Policy, base: Path) -> Reference:
+def without_adapter(policy: Policy, files: tuple[Path, ...]) -> Reference:
     """Return the model of `policy` before its new adapter: it is off, or as it began, while the reference scores."""
     model: Any = policy.model
     borrow = partial(exchanged, model, NAME) if keep_start(model, NAME) else partial(switched_off, model)
-    return Reference(lambda: policy, files=(base,), borrow=borrow)
+    return Reference(lambda: policy, files=files, borrow=borrow)
 
 
-def with_first_adapter(policy: Policy, base: Path, adapter: Path) -> Reference:
+def with_first_adapter(policy: Policy, files: tuple[Path, ...], adapter: Path) -> Reference:
     """Return `policy` as it was when it began to continue `adapter`: a second copy of it that does not learn."""
     add_adapter(policy.model, adapter, NAME)
-    return Reference(lambda: policy, files=(base, adapter), borrow=partial(exchanged, policy.model, NAME))
+    return Reference(lambda: policy, files=(*files, adapter), borrow=partial(exchanged, policy.model, NAME))

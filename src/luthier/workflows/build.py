@@ -23,10 +23,11 @@ from luthier.data.template_shelf import apply_named_template
 from luthier.engines.hf import HfEngine
 from luthier.engines.local import LocalEngine
 from luthier.kernels.cpu import prepare_process
+from luthier.models.adapters import use_adapter
 from luthier.models.decoder_parts import obstacle as decoder_obstacle
 from luthier.models.device import place
 from luthier.models.foreign import read_layout
-from luthier.models.load import ModelFiles, load_for_inference, load_tokenizer, resolve
+from luthier.models.load import ModelFiles, find, load_for_inference, load_tokenizer, resolve
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
@@ -152,6 +153,12 @@ class Speaker:
     template: ChatTemplate
     engine: Engine
     how: Sampling
+    model: Any
+
+    def use(self, adapter: str) -> None:
+        """Answer with another adapter of the model. Raises ModelError naming those that are there."""
+        use_adapter(self.model, adapter)
+        self.engine.sync(self.model, 0)
 
 
 def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
@@ -162,7 +169,7 @@ def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     model, tokenizer = load_for_inference(config.model, placement, with_adapter=with_adapter)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     template = make_template(tokenizer, config.data, plain.config.model_type)
-    return Speaker(template, make_engine(model, tokenizer, config), config.generate)
+    return Speaker(template, make_engine(model, tokenizer, config), config.generate, model)
 
 
 def make_engine(model: Any, tokenizer: Any, config: RunConfig) -> Engine:
@@ -183,7 +190,7 @@ def make_engine(model: Any, tokenizer: Any, config: RunConfig) -> Engine:
 def load_base_speaker(config: RunConfig) -> Speaker:
     """Load the model that `config`'s model was made from. Raises ModelError when there is none."""
     name = config.model.model_name_or_path
-    if config.model.adapter_name_or_path is not None or resolve(name).adapter is not None:
+    if find(config.model).adapter is not None:
         return load_speaker(config, with_adapter=False)
     base = _base_of_run(name)
     if base is None:

@@ -32,6 +32,10 @@ class Conversation:
             yield part
         self.messages.append(Message(role="assistant", content="".join(parts)))
 
+    def use(self, adapter: str) -> None:
+        """Go on with another adapter. Raises ModelError naming those that are there."""
+        self.speaker.use(adapter)
+
     def forget(self) -> None:
         """Begin anew."""
         self.messages.clear()

@@ -11,8 +11,8 @@ from luthier.config.load import dump
 from luthier.core.errors import ModelError
 from luthier.core.log import logger
 from luthier.core.paths import cache_folder
-from luthier.models.adapters import has_adapter, load_adapter
-from luthier.models.load import ModelFiles, load_model, load_tokenizer, put_kernels, resolve
+from luthier.models.adapters import has_adapter
+from luthier.models.load import ModelFiles, load_tokenizer, load_with_adapters, put_kernels, resolve
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference, with_first_adapter, without_adapter
 from luthier.training.reference import attach_reference
@@ -31,39 +31,41 @@ _FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
 
 
 def make_reference(
-    config: RunConfig, policy: Policy, tokenizer: Any, placement: Placement, continued: Path | None
+    config: RunConfig, policy: Policy, tokenizer: Any, placement: Placement, began: tuple[ModelFiles, Path | None]
 ) -> Reference | None:
     """Return the reference that the objective needs: the model as it was when this run began, or `ref_model`.
 
-    `continued` is the adapter that the run began with. Raises ModelError when `ref_model` has another tokenizer.
+    `began`: what the run trains on, and the adapter that it goes on with. Raises ModelError when `ref_model` has
+    another tokenizer.
     """
     if "reference" not in config.objective.needs:
         return None
-    name = config.model.ref_model or config.model.model_name_or_path
-    files = resolve(name)
-    base = _folder(files.base, config)
+    below, continued = began
+    files = below if config.model.ref_model is None else resolve(config.model.ref_model)
+    parts = (_folder(files.base, config), *files.adapters)
     if config.model.ref_model is not None:
-        theirs = load_tokenizer(files, config.model)
-        if theirs.get_vocab() != tokenizer.get_vocab():
-            raise ModelError(
-                f"ref_model {name} has another tokenizer ({len(theirs)} tokens) than the model ({len(tokenizer)}); "
-                "their log-probabilities cannot be compared",
-                code="model_reference",
-            )
-        logger.info("reference: %s", name)
+        _check_tokenizer(files, config, tokenizer)
+        logger.info("reference: %s", config.model.ref_model)
     elif has_adapter(policy.model):
         logger.info("reference: %s", f"adapter {continued} as it is now" if continued else "the model without adapter")
-        return with_first_adapter(policy, base, continued) if continued else without_adapter(policy, base)
+        return with_first_adapter(policy, parts, continued) if continued else without_adapter(policy, parts)
     else:
         logger.info("reference: a second copy of the model")
-    both = (base,) if files.adapter is None else (base, files.adapter)
-    return Reference(lambda: _load(files, config, placement), files=both)
+    return Reference(lambda: _load(files, config, placement), files=parts)
+
+
+def _check_tokenizer(files: ModelFiles, config: RunConfig, tokenizer: Any) -> None:
+    theirs = load_tokenizer(files, config.model)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"ref_model {config.model.ref_model} has another tokenizer ({len(theirs)} tokens) than the model "
+            f"({len(tokenizer)}); their log-probabilities cannot be compared",
+            code="model_reference",
+        )
 
 
 def _load(files: ModelFiles, config: RunConfig, placement: Placement) -> Policy:
-    model = load_model(files, config.model, placement)
-    if files.adapter is not None:
-        model = load_adapter(model, files.adapter, trainable=False)
+    model = load_with_adapters(files, config.model, placement)
     put_kernels(model, config.model)
     return Policy(model, autocast=placement.autocast).eval()
 

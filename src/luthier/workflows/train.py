@@ -22,12 +22,13 @@ from luthier.models.adapters import is_adapter, load_adapter, save_trained
 from luthier.models.device import Placement, place
 from luthier.models.load import (
     ModelFiles,
+    find,
     load_model,
     load_tokenizer,
+    merge_in,
     parameter_counts,
     put_kernels,
     resolve,
-    resolve_adapter,
 )
 from luthier.models.policy import Policy
 from luthier.models.recompute import Offload, recompute_layers
@@ -171,28 +172,27 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     """Load the model, from the checkpoint when there is one, and put tuning and kernels on it."""
     placement = place(config.model, base_learns=config.tuning.base_learns)
     logger.info("device: %s", placement.reason)
-    files = resolve(config.model.model_name_or_path)
+    below, continued = _stack(config)
     if resume is not None and not is_adapter(resume.path):
-        files = ModelFiles(str(resume.path), None, files.public_base)
-    tokenizer = load_tokenizer(files, config.model)
-    model = load_model(files, config.model, placement)
+        below = ModelFiles(str(resume.path), public_base=below.public_base)
+    tokenizer = load_tokenizer(below if continued is None else find(config.model), config.model)
+    model = merge_in(load_model(below, config.model, placement), below.adapters)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
-    continued = _continued_adapter(config, files)
-    model = _tuned(model, config, continued, resume, files.public_base)
+    model = _tuned(model, config, continued, resume, below.public_base)
     put_kernels(model, config.model)
     every, learning = parameter_counts(model)
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
 
     def save_model(folder: Path) -> None:
-        save_trained(model, folder, files.public_base)
+        save_trained(model, folder, below.public_base)
         tokenizer.save_pretrained(folder)
 
     balance = config.train.moe_aux_loss_coef > 0
     if balance:
         check_balance(model)
     policy = Policy(model, autocast=placement.autocast, balance=balance)
-    reference = make_reference(config, policy, tokenizer, placement, continued)
-    return _Parts(policy, preparer, save_model, reference, placement, files.base)
+    reference = make_reference(config, policy, tokenizer, placement, (below, continued))
+    return _Parts(policy, preparer, save_model, reference, placement, below.base)
 
 
 def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
@@ -212,10 +212,10 @@ def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
         policy.offload = Offload(policy.model, Path(config.train.offload_dir))
 
 
-def _continued_adapter(config: RunConfig, files: ModelFiles) -> Path | None:
-    """Return the adapter that the settings name to go on from, whether or not the run itself is resumed."""
-    name = config.model.adapter_name_or_path
-    return resolve_adapter(name) if name else files.adapter
+def _stack(config: RunConfig) -> tuple[ModelFiles, Path | None]:
+    """Return the model that is trained on, and the adapter that training goes on with."""
+    files = find(config.model)
+    return (files, None) if config.model.create_new_adapter else (files.below, files.adapter)
 
 
 def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None, base: str) -> Any:
@@ -226,7 +226,7 @@ def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoi
     if config.tuning.base_learns:
         raise ConfigError(
             f"{adapter} is an adapter, but {type(config.tuning).__name__.lower()} tuning trains the model below it; "
-            "merge the adapter first (luthier export), or set finetuning_type: lora to go on with it"
+            "set create_new_adapter: true to merge it first, or finetuning_type: lora to go on with it"
         )
     logger.info("continuing adapter %s with its own settings", adapter)
     return load_adapter(model, adapter, trainable=True, base=base)
