@@ -137,9 +137,11 @@ def loss(args: argparse.Namespace) -> None:
     """Train an adapter on both forms of the base, and compare losses."""
     found: dict[str, tuple[float, float | None]] = {}
     kinds = args.kinds.split(",")
-    fixed = {"model_name_or_path": args.model, "dataset": str(args.rows), "max_steps": args.steps, "cutoff_len": 256,
-             "per_device_train_batch_size": 4, "learning_rate": 2e-4, "lora_rank": 8, "val_size": 40, "seed": 1,
-             "save_strategy": "no", "plot_loss": False, "eval_steps": args.steps}  # fmt: skip
+    fixed = {
+        "model_name_or_path": args.model, "dataset": str(args.rows), "max_steps": args.steps, "seed": 1, "val_size": 40,
+        "cutoff_len": args.cutoff, "per_device_train_batch_size": 4, "learning_rate": 2e-4, "lora_rank": 8,
+        "save_strategy": "no", "plot_loss": False, "eval_steps": args.steps, "threads": args.threads,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("none", *kinds):
             run = Path(folder) / kind
@@ -162,6 +164,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--cutoff", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=0, help="of training; products are timed on one")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kinds", default="nf4,int8")
     parser.add_argument("--only", default=",".join(PARTS))

@@ -431,6 +431,29 @@ def test_a_trained_run_answers_and_exports_in_its_form(tiny: Path, rows: Path, t
     torch.testing.assert_close(logits(load(folder)), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_decoder_reads_narrow_layers(tiny: Path, kind: str) -> None:
+    from luthier.models.decoder_parts import obstacle, weight_of
+
+    model = tuned(tiny, kind)
+    put_kernels(model, settings(tiny), quiet=True)
+    logits(model)
+    projection = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    expected = projection.base_layer.weight + projection.get_delta_weight("default")
+    assert obstacle(model) is None
+    torch.testing.assert_close(weight_of(projection), expected)
+    assert len(list(quantized_layers(model))) == 14
+
+
+def test_our_decoder_leaves_bitsandbytes_alone(tiny: Path) -> None:
+    from luthier.models.decoder_parts import obstacle
+
+    pytest.importorskip("bitsandbytes")
+    assert obstacle(load(tiny, quantization="int8", quantization_backend="bitsandbytes")) == (
+        "a layer is a Linear8bitLt"
+    )
+
+
 def test_an_estimate_knows_narrow_weights(tiny: Path, rows: Path) -> None:
     from luthier.workflows.estimate import estimate
 

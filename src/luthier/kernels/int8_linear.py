@@ -69,6 +69,9 @@ class Int8Weight:
         # Each group holds a code of 127 or -127, so that quantizing again finds the same scale.
         return quantize_groups(self.rows(0, self.shape[0], torch.float32))
 
+    def __deepcopy__(self, memo: object) -> Int8Weight:
+        return Int8Weight(self.shape, **{name: part.clone() for name, part in self.parts().items()})
+
     def pack(self) -> Int8Weight:
         """Move the codes into the form of our C++, once."""
         if self.packed is None:

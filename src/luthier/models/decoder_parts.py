@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.anatomy import attention_window, backbone_of, decoder_layers, family_of, plain_model
+from luthier.models.quantized import is_of_bitsandbytes
 from luthier.tuning.parts.bottleneck import all_of as bottlenecks
 
 PAGE = 16
@@ -119,7 +120,9 @@ def _linear_obstacle(module: nn.Module) -> str | None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return None if isinstance(base, nn.Linear) else f"a layer is a {type(module).__name__}"
+    # bitsandbytes' layers are linear ones whose weight is codes.
+    readable = isinstance(base, nn.Linear) and not is_of_bitsandbytes(base)
+    return None if readable else f"a layer is a {type(module).__name__}"
 
 
 def weight_of(module: nn.Module) -> Tensor:

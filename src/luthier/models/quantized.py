@@ -186,10 +186,15 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
+def is_of_bitsandbytes(layer: nn.Module) -> bool:
+    """Tell whether a layer is one of bitsandbytes', whose `weight` holds codes."""
+    return type(layer).__module__.startswith("bitsandbytes.")
+
+
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield path and layer of every narrow layer, those of bitsandbytes included."""
     for path, module in model.named_modules():
-        if isinstance(module, QuantizedLinear) or type(module).__module__.startswith("bitsandbytes.nn"):
+        if isinstance(module, QuantizedLinear) or is_of_bitsandbytes(module):
             yield path, module
 
 
