@@ -15,7 +15,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-methods bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -72,6 +72,9 @@ bench-scale: install
 
 bench-estimate: install
 	$(BIN)/python benchmarks/estimate.py --rows $(ROWS)
+
+bench-methods: install
+	$(BIN)/python benchmarks/methods.py --write
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py --out gpu.jsonl

@@ -291,3 +291,17 @@ def test_all_means_every_linear_layer_but_the_head(tiny: Path) -> None:
     linear = {n for n, m in fresh(tiny).named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     tuned = {n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A")}
     assert tuned == linear
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck-pfeiffer"])
+def test_the_reader_in_the_documentation_reads_bottlenecks(tiny: Path, tmp_path: Path, name: str) -> None:
+    """docs/formats.md gives other programs a reader; it is the one that is run here."""
+    text = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    model = stirred(name, tiny)
+    save_trained(model, tmp_path, str(tiny))
+    plain = fresh(tiny)
+    scope["put_on"](plain.model.layers, tmp_path, {"attention": "self_attn", "mlp": "mlp"})
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits(plain), logits(fresh(tiny)))

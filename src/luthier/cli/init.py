@@ -16,7 +16,7 @@ FIRST_SETTINGS = (
 )  # fmt: skip
 _HELP = {
     "stage": "sft learns answers, pt plain text, dpo prefers one answer to another.",
-    "finetuning_type": "lora, full or freeze.",
+    "finetuning_type": "lora, qlora, full, freeze and others: see docs/tuning.md.",
     "lora_rank": "Rank of the low-rank addition; more learns more and takes more memory.",
     "lora_target": "Linear layers by name; all takes every one in the decoder but the head.",
 }
