@@ -139,13 +139,17 @@ def loss(args: argparse.Namespace) -> None:
     kinds = args.kinds.split(",")
     fixed = {
         "model_name_or_path": args.model, "dataset": str(args.rows), "max_steps": args.steps, "seed": 1, "val_size": 40,
-        "cutoff_len": args.cutoff, "per_device_train_batch_size": 4, "learning_rate": 2e-4, "lora_rank": 8,
-        "save_strategy": "no", "plot_loss": False, "eval_steps": args.steps, "threads": args.threads,
+        "cutoff_len": args.cutoff, "per_device_train_batch_size": 4, "learning_rate": 2e-4,
+        "save_strategy": "no", "bad_rows": "skip", "plot_loss": False, "eval_steps": args.steps,
+        "threads": args.threads,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("none", *kinds):
-            run = Path(folder) / kind
-            result = luthier.run("train", {**fixed, "quantization": kind, "output_dir": str(run)})
+            run, (quantization, _, start) = Path(folder) / kind.replace(":", "-"), kind.partition(":")
+            tuning = {"name": "lora", "rank": 8, "init": start or "zero"}
+            result = luthier.run(
+                "train", {**fixed, "tuning": tuning, "quantization": quantization, "output_dir": str(run)}
+            )
             steps = [float(event["loss"]) for event in read_events(run, "train")]
             found[kind] = mean(steps[-LAST:]), result.eval_loss
             facts = {"first": steps[0], "last_20": found[kind][0], "held_out": result.eval_loss}
@@ -167,7 +171,9 @@ def main() -> None:
     parser.add_argument("--cutoff", type=int, default=256)
     parser.add_argument("--threads", type=int, default=0, help="of training; products are timed on one")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--kinds", default="nf4,int8")
+    parser.add_argument(
+        "--kinds", default="nf4,nf4:loftq,int8", help="quantization, and behind a colon the adapter's start"
+    )
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--child", nargs=2)
     args = parser.parse_args()

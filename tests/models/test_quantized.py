@@ -445,6 +445,15 @@ def test_our_decoder_reads_narrow_layers(tiny: Path, kind: str) -> None:
     assert len(list(quantized_layers(model))) == 14
 
 
+def test_an_adapter_can_start_with_what_quantization_lost(tiny: Path) -> None:
+    exact = logits(load(tiny))
+    far, near = (
+        (logits(Lora(rank=16, init=init).apply(load(tiny, quantization="nf4")).eval()) - exact).norm()
+        for init in ("zero", "loftq")
+    )
+    assert near < 0.6 * far
+
+
 def test_our_decoder_leaves_bitsandbytes_alone(tiny: Path) -> None:
     from luthier.models.decoder_parts import obstacle
 

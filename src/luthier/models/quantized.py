@@ -73,6 +73,11 @@ class QuantizedLinear(nn.Linear):
         """The dense weight [O, I], made anew: what is written into it is lost."""
         return nn.Parameter(self.narrow.rows(0, self.out_features, self.dtype), requires_grad=False)
 
+    @property
+    def quantization(self) -> str:
+        """The setting that it was made with; what looks for narrow layers looks here."""
+        return self.kind
+
     def forward(self, input: Tensor) -> Tensor:
         """Return x W' + bias in the dtype of `input`."""
         op = FORMS[self.kind].op
