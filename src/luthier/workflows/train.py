@@ -173,10 +173,11 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     placement = place(config.model, base_learns=config.tuning.base_learns)
     logger.info("device: %s", placement.reason)
     below, continued = _stack(config)
+    files = below
     if resume is not None and not is_adapter(resume.path):
-        below = ModelFiles(str(resume.path), public_base=below.public_base)
-    tokenizer = load_tokenizer(below if continued is None else find(config.model), config.model)
-    model = merge_in(load_model(below, config.model, placement), below.adapters)
+        files = ModelFiles(str(resume.path), public_base=below.public_base)
+    tokenizer = load_tokenizer(files if continued is None else find(config.model), config.model)
+    model = merge_in(load_model(files, config.model, placement), files.adapters)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
     model = _tuned(model, config, continued, resume, below.public_base)
     put_kernels(model, config.model)
@@ -192,7 +193,7 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
         check_balance(model)
     policy = Policy(model, autocast=placement.autocast, balance=balance)
     reference = make_reference(config, policy, tokenizer, placement, (below, continued))
-    return _Parts(policy, preparer, save_model, reference, placement, below.base)
+    return _Parts(policy, preparer, save_model, reference, placement, files.base)
 
 
 def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
