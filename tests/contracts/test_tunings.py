@@ -33,6 +33,7 @@ from luthier.tuning.freeze import Freeze
 from luthier.tuning.ia3 import Ia3
 from luthier.tuning.lora import Lora
 from luthier.tuning.oft import Oft
+from luthier.tuning.parts import starts
 from luthier.tuning.prefix import Prefix
 from luthier.tuning.prompt import Prompt, PTuning
 from luthier.tuning.vera import Vera
@@ -305,3 +306,42 @@ def test_the_reader_in_the_documentation_reads_bottlenecks(tiny: Path, tmp_path:
     scope["put_on"](plain.model.layers, tmp_path, {"attention": "self_attn", "mlp": "mlp"})
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(logits(plain), logits(fresh(tiny)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_starts_from_weights_give_them_back(tmp_path: Path, family: str, init: str) -> None:
+    """The model is the same at the start, also where weights are stored transposed, and the parts are principal."""
+    from helpers import make_folder
+
+    folder = make_folder(family, tmp_path / "base")
+    model = Lora(rank=3, init=init, pissa_iterations=0).apply(fresh(folder)).eval()
+    torch.testing.assert_close(logits(model), logits(fresh(folder)), rtol=1e-4, atol=1e-5)
+    _, layer = next(iter(starts.lora_layers(model)))
+    rest = starts.weight_below(layer)
+    low = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    whole = rest + low.detach()
+    if init == "pissa":
+        assert torch.linalg.norm(rest) == pytest.approx(float(torch.linalg.svdvals(whole)[3:].norm()), rel=1e-4)
+    else:
+        assert (
+            float(layer.lora_B["default"].weight.T.mm(layer.lora_B["default"].weight).diag().sub(1).abs().max()) < 1e-4
+        )
+
+
+def test_loftq_makes_good_what_quantization_lost(tiny: Path, tmp_path: Path) -> None:
+    """The quantized model with its start is nearer to the whole one, and the adapter is an ordinary one on it."""
+    from luthier.models.quantized import quantize
+
+    def narrow():
+        model = fresh(tiny)
+        quantize(model, "nf4", double=True, dtype=torch.float32)
+        return model
+
+    model = Lora(rank=16, init="loftq").apply(narrow()).eval()
+    whole, base = logits(fresh(tiny)), logits(narrow())
+    assert float((logits(model) - whole).norm()) < 0.5 * float((base - whole).norm())
+    save_trained(model, tmp_path, str(tiny))
+    torch.testing.assert_close(logits(load_adapter(narrow(), tmp_path, trainable=False).eval()), logits(model))
+    with pytest.raises(ConfigError, match="quantization would round away; use init: loftq"):
+        Lora(rank=4, init="pissa").apply(narrow())

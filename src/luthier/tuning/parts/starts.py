@@ -15,8 +15,6 @@ from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from luthier.tuning.lora import Lora
 
 INITIAL = "initial_factors"
@@ -35,13 +33,17 @@ class Start(Protocol):
         ...
 
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield path and module of every linear layer with a low-rank addition."""
+def lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return path and module of every linear layer with a low-rank addition whose weight can be read."""
     from peft.tuners.lora import Linear
 
-    for path, module in model.named_modules():
-        if isinstance(module, Linear):
-            yield path, module
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, Linear)]
+
+
+def weight_below(module: Any) -> Tensor:
+    """Return the weight under a low-rank addition in float32, [O, I]; some models keep it transposed."""
+    weight = module.get_base_layer().weight.data.float()
+    return weight.T if module.fan_in_fan_out else weight
 
 
 def give_away(module: Any, a_RI: Tensor, b_OR: Tensor) -> None:
@@ -50,15 +52,20 @@ def give_away(module: Any, a_RI: Tensor, b_OR: Tensor) -> None:
     The layer computes what it computed before; A and B are remembered, because the weight is another one now.
     """
     name = module.active_adapters[0]
-    weight, scale = module.get_base_layer().weight, module.scaling[name]
+    weight = module.get_base_layer().weight
     low = a_RI.float().contiguous(), b_OR.float().contiguous()
     module.lora_A[name].weight.data, module.lora_B[name].weight.data = low[0].clone(), low[1].clone()
-    weight.data = (weight.data.float() - scale * (low[1] @ low[0])).to(weight.dtype)
+    rest_OI = weight_below(module) - module.scaling[name] * (low[1] @ low[0])
+    weight.data = (rest_OI.T if module.fan_in_fan_out else rest_OI).to(weight.dtype).contiguous()
     setattr(module, INITIAL, low)
 
 
+def _is_narrow(module: nn.Module) -> bool:
+    return bool(getattr(module, "quantization", None)) or type(module).__module__.startswith("bitsandbytes.")
+
+
 def _whole_weights_only(lora: Lora, model: nn.Module) -> None:
-    if any(getattr(module, "quantization", None) for module in model.modules()):
+    if any(_is_narrow(module) for module in model.modules()):
         raise ConfigError(
             f"init: {lora.init} takes a part out of the weights, which quantization would round away; use init: loftq"
         )
@@ -77,8 +84,7 @@ class Pissa:
         """Decompose every weight: exactly, or by power iterations."""
         for _, module in lora_layers(tuned):
             name = module.active_adapters[0]
-            weight_OI, rank = module.get_base_layer().weight.data.float(), module.r[name]
-            u_OR, s_R, v_IR = _singular(weight_OI, rank, iterations)
+            u_OR, s_R, v_IR = _singular(weight_below(module), module.r[name], iterations)
             root_R = (s_R / module.scaling[name]).sqrt()
             give_away(module, root_R[:, None] * v_IR.T, u_OR * root_R)
 
@@ -94,7 +100,7 @@ class Olora:
         """Factor every weight."""
         for _, module in lora_layers(tuned):
             name = module.active_adapters[0]
-            q_OK, r_KI = torch.linalg.qr(module.get_base_layer().weight.data.float())
+            q_OK, r_KI = torch.linalg.qr(weight_below(module))
             rank = module.r[name]
             give_away(module, r_KI[:rank] / module.scaling[name], q_OK[:, :rank])
 
@@ -105,7 +111,10 @@ class Loftq:
     def check(self, model: nn.Module, lora: Lora) -> None:
         """Raise ConfigError unless the base is quantized and its whole weights can be read."""
         if not any(getattr(module, "quantization", None) for module in model.modules()):
-            raise ConfigError("init: loftq makes good what quantization lost; set quantization: nf4, or leave it out")
+            raise ConfigError(
+                "init: loftq makes good what luthier's own quantization lost; set quantization: nf4 and "
+                "quantization_backend: luthier, or leave it out"
+            )
         if lora.dora:
             raise ConfigError("init: loftq with use_dora is not defined; leave one of them out")
         if not any(Path(plain_model(model).name_or_path).glob("*.safetensors")):
@@ -128,7 +137,8 @@ class Loftq:
 def _make_good(module: Any, weight_OI: Tensor) -> None:
     name = module.active_adapters[0]
     base = module.get_base_layer()
-    lost_OI = weight_OI.to(base.weight.device).float() - base.weight.float()
+    whole_OI = weight_OI.T if getattr(base, "transposed", False) else weight_OI
+    lost_OI = whole_OI.to(base.weight.device).float() - base.weight.float()
     u_OR, s_R, v_IR = _singular(lost_OI, module.r[name], 0)
     root_R = (s_R / module.scaling[name]).sqrt()
     module.lora_A[name].weight.data = (root_R[:, None] * v_IR.T).contiguous()
