@@ -1,6 +1,6 @@
 # make demo    train the packaged model on the packaged data and show before and after
 # make test    lint, types and all tests
-# make bench   all measurements: bench-sft, bench-dpo and bench-decode against peers, bench-scale, bench-estimate;
+# make bench   all measurements: bench-sft, bench-dpo and bench-decode against peers, bench-scale, bench-estimate, bench-quantized;
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
 # make matrix  run every objective x tuning x quantization x family and write docs/matrix.md
@@ -15,7 +15,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-methods bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -56,7 +56,7 @@ $(BENCH)/.installed: benchmarks/requirements.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
-bench: bench-sft bench-dpo bench-decode bench-scale bench-estimate
+bench: bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized
 
 bench-sft: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/sft.py --rows $(ROWS) --peer-python $(BENCH)/bin/python
@@ -69,6 +69,9 @@ bench-decode: install
 
 bench-scale: install
 	$(BIN)/python benchmarks/scale.py --rows $(ROWS)
+
+bench-quantized: install-dev
+	$(BIN)/python benchmarks/quantized.py --rows $(ROWS)
 
 bench-estimate: install
 	$(BIN)/python benchmarks/estimate.py --rows $(ROWS)
