@@ -261,6 +261,13 @@ def test_an_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> No
         other = AutoModelForCausalLM.from_config(LlamaConfig(**{**facts, **change}))
         with pytest.raises(ModelError, match=f"was made for org/first: .*{message}"):
             load_adapter(other, tmp_path / name, trainable=False)
+    save_trained(Lora(rank=2, modules_to_save=("embed_tokens",)).apply(fresh(tiny)), tmp_path / "e", "org/first")
+    with pytest.raises(ModelError, match="embed_tokens.weight is .320, 32. there, .336, 32. here; the vocabulary was"):
+        load_adapter(
+            AutoModelForCausalLM.from_config(LlamaConfig(**{**facts, "vocab_size": 336})),
+            tmp_path / "e",
+            trainable=False,
+        )
     save_trained(Bottleneck(size=4).apply(fresh(tiny)), tmp_path / "b", "org/first")
     with pytest.raises(ModelError, match="was made for org/first, with 2 layers of 32 numbers; .* 2 layers of 64"):
         load_adapter(

@@ -60,6 +60,15 @@ def plain_model(model: nn.Module) -> Any:
     return unwrap() if unwrap is not None else model
 
 
+def at_work(module: Any) -> Any:
+    """Return the module that computes: the active copy where one learns beside the original (modules_to_save)."""
+    copies = getattr(module, "modules_to_save", None)
+    if copies is None:
+        return module
+    off = module.disable_adapters or not module.active_adapters
+    return module.original_module if off else copies[module.active_adapters[0]]
+
+
 def backbone_of(model: nn.Module) -> Any:
     """Return the decoder without its head. peft's own `base_model` is not it."""
     plain = plain_model(model)

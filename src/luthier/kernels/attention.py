@@ -339,6 +339,8 @@ def forest_attention_native(
     """Compute what the reference does in our own C++."""
     if not native.takes(q_HTD, k_KTD, v_KTD) or q_HTD.shape[2] != v_KTD.shape[2]:
         return forest_attention(q_HTD, k_KTD, v_KTD, spans, scale, window, softcap, sink_H)
+    if not q_HTD.shape[1] == k_KTD.shape[1] == v_KTD.shape[1] == max(spans.end, default=0):
+        raise ValueError(f"{q_HTD.shape[1]} queries, {k_KTD.shape[1]} keys, spans up to {max(spans.end, default=0)}")
     return _NativeAttention.apply(q_HTD, k_KTD, v_KTD, sink_H, spans, (scale, window or 0, softcap or 0.0))  # pyright: ignore[reportReturnType]
 
 

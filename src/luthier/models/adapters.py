@@ -96,11 +96,15 @@ def _compare_names(facts: dict[str, Any], folder: Path, base: str) -> None:
 def _check_shapes(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Raise ModelError when the adapter tunes modules that are not there, or of another size."""
     modules = dict(plain_model(model).named_modules())
+    sizes = {name: list(p.shape) for name, p in plain_model(model).named_parameters()}
     made_for = facts.get("base_model_name_or_path") or "another model"
     _check_virtual(model, folder, facts, made_for)
     for key, shape in _tensor_shapes(folder / WEIGHTS).items():
         mark = next((mark for mark in _MARKS if mark in key), None)
-        if mark is None or key.partition(mark)[0] == "base_model":  # matrices that all layers share
+        if mark is None:
+            _check_whole(folder, made_for, key.removeprefix("base_model.model."), shape, sizes)
+            continue
+        if key.partition(mark)[0] == "base_model":  # matrices that all layers share
             continue
         path = key.partition(mark)[0].removeprefix("base_model.model.").removesuffix(".base_layer")
         module: Any = modules.get(path)
@@ -116,6 +120,20 @@ def _check_shapes(model: Any, folder: Path, facts: dict[str, Any]) -> None:
                 f"adapter {folder} was made for {made_for}: {path} has {shape[side[1]]} {side[0]} there, {size} here",
                 code="model_adapter",
             )
+
+
+def _check_whole(folder: Path, made_for: str, name: str, shape: list[int], sizes: dict[str, list[int]]) -> None:
+    """Raise ModelError for a module that is saved whole with the adapter and has another size here."""
+    here = sizes.get(name)
+    if here is not None and here != shape:
+        why = (
+            "; the vocabulary was resized for it, so load the model that it was trained on"
+            if shape[1:] == here[1:]
+            else ""
+        )
+        raise ModelError(
+            f"adapter {folder} was made for {made_for}: {name} is {shape} there, {here} here{why}", code="model_adapter"
+        )
 
 
 def _check_virtual(model: Any, folder: Path, facts: dict[str, Any], made_for: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from luthier.core.anatomy import attention_window, backbone_of, decoder_layers, family_of, plain_model
+from luthier.core.anatomy import at_work, attention_window, backbone_of, decoder_layers, family_of, plain_model
 from luthier.models.quantized import is_of_bitsandbytes
 from luthier.tuning.parts.bottleneck import all_of as bottlenecks
 
@@ -139,11 +139,8 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def _merged(module: Any) -> Any:
     """Return a plain module that computes what `module` does; `module` itself stays as it is."""
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
 
-    if isinstance(module, ModulesToSaveWrapper):
-        off = module.disable_adapters or not module.active_adapters
-        return module.original_module if off else module.modules_to_save[module.active_adapters[0]]
+    module = at_work(module)
     if not isinstance(module, BaseTunerLayer):
         return module
     if module.merged or module.disable_adapters:

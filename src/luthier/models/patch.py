@@ -22,6 +22,7 @@ from luthier.kernels.panels import add_low_rank
 from luthier.kernels.rms_norm import RMS_NORM
 from luthier.kernels.rope import ROPE
 from luthier.models.quantized import QuantizedLinear
+from luthier.models.virtual import PrefixCache
 
 if TYPE_CHECKING:
     from luthier.core.batch import Spans
@@ -190,7 +191,8 @@ def _put_attention(module: nn.Module, family: Family, turn: Any) -> int:
     def forward(
         self: Any, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        if kwargs.get("forest") is None or kwargs.get("past_key_values") is not None:
+        before = kwargs.get("past_key_values")
+        if kwargs.get("forest") is None or not isinstance(before, PrefixCache | None):
             return plain(self, hidden_states, position_embeddings=position_embeddings, **kwargs)
         q_TC, k_TC, v_TC = (project(hidden_states)[0] for project in (self.q_proj, self.k_proj, self.v_proj))
         q_HTD, k_HTD = _normed_heads(self, norms, q_TC, k_TC)
@@ -200,8 +202,10 @@ def _put_attention(module: nn.Module, family: Family, turn: Any) -> int:
         kwargs["attention_mask"] = None
         dropout = self.attention_dropout if self.training else 0.0
         options = {"scaling": self.scaling, "dropout": dropout, "sliding_window": window, "softcap": softcap}
-        v_HTD = v_TC.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
-        out, _ = _attention(self, q_HTD[None], k_HTD[None], v_HTD[None], **options, **kwargs)
+        k, v = k_HTD[None], v_TC.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)[None]
+        if before is not None:
+            k, v = before.update(k, v, self.layer_idx)
+        out, _ = _attention(self, q_HTD[None], k, v, **options, **kwargs)
         return getattr(self, out_proj)(out.flatten(-2)), None
 
     return _bind(module, forward)

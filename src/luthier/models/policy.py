@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.core.anatomy import angles_move_from, backbone_of, packing_of, plain_model
+from luthier.core.anatomy import angles_move_from, at_work, backbone_of, packing_of, plain_model
 from luthier.core.batch import PackedBatch, Scores, Spans
 from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
@@ -123,7 +123,7 @@ class Policy(nn.Module):
         return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
     def _score(self, plain: Any, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
-        head, config = plain.get_output_embeddings(), plain.config
+        head, config = at_work(plain.get_output_embeddings()), plain.config
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
         if type(head) is not nn.Linear:

@@ -37,6 +37,8 @@ def recompute_layers(model: nn.Module, count: int) -> None:
             )
         each.gradient_checkpointing = index < count
         each._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        # transformers takes caches away from such layers, because they would grow twice; a learned prefix never grows.
+        each._can_checkpoint_with_cache = True
 
 
 class Offload(torch.autograd.graph.saved_tensors_hooks):

@@ -11,7 +11,15 @@ from luthier.config.schema import Names
 from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
-from luthier.tuning.targets import check_names, check_rank, choose_linears, experts_of, has_tied_head, module_names
+from luthier.tuning.targets import (
+    check_names,
+    check_rank,
+    choose_linears,
+    experts_of,
+    has_tied_head,
+    has_values,
+    module_names,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +97,7 @@ class Lora(Tuning):
         if start is not None:
             start.check(model, self)
         tuned = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-        if start is not None:
+        if start is not None and has_values(model):
             start.begin(tuned, self.pissa_iterations)
         return tuned
 

@@ -13,6 +13,7 @@ from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
 from luthier.tuning.prompt import Tokens, check_room
+from luthier.tuning.targets import has_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,7 @@ class Prefix(Tuning):
             task_type="CAUSAL_LM",
         )
         tuned: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-        if self.init == "activations":
+        if self.init == "activations" and has_values(model):
             begin_with(tuned.prompt_encoder[tuned.active_adapter], start_PLKC.flatten(1))
         return tuned
 

@@ -51,6 +51,11 @@ def has_tied_head(model: nn.Module) -> bool:
     return head is not None and head.weight is plain.get_input_embeddings().weight
 
 
+def has_values(model: nn.Module) -> bool:
+    """Tell whether the weights of `model` are there, and not only their shapes as in an estimate."""
+    return plain_model(model).device.type != "meta"
+
+
 def experts_of(model: nn.Module) -> tuple[str, ...]:
     """Return the parameters that hold the weights of experts, by path inside a layer; empty for dense models."""
     return family_of(plain_model(model).config.model_type).experts

@@ -89,6 +89,7 @@ def _shell(base: str, config: RunConfig) -> Any:
     layout = read_layout(base, allow_remote_code=config.model.allow_remote_code)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(layout.config, trust_remote_code=layout.remote)
+    model.name_or_path = base
     if config.model.quantization != "none":
         # Codes and scales take as much room whosever they are.
         double = config.model.double_quantization

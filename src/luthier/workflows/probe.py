@@ -208,6 +208,7 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
             trust_remote_code=is_own_code(facts),
         )
     model.tie_weights()
+    model.name_or_path = facts.name_or_path
     for weight in model.requires_grad_(False).parameters():
         weight.fill_(0.01)
     model = make_narrow(model.to(placement.device), choose(config.model, placement), placement)

@@ -1,0 +1,66 @@
+"""Runs under tunings of every kind: memory settings change no loss, learning rates are those of the tuning."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import losses, make_folder
+from tunings import SMALL
+
+from luthier.config.load import load_config
+from luthier.core.registry import TUNINGS
+from luthier.runs.store import read_events
+from luthier.workflows.estimate import estimate
+from luthier.workflows.train import train
+
+SETTINGS = {
+    "max_steps": 3, "threads": 1, "per_device_train_batch_size": 4, "plot_loss": False, "dtype": "float32", "cutoff_len": 64,
+    "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+def run(folder: Path, name: str, rows: Path, out: Path, **more) -> dict[int, float]:
+    base = {**SETTINGS, "model_name_or_path": str(folder), "dataset": str(rows), "output_dir": str(out), **more}
+    config = replace(load_config({**base, "finetuning_type": name}).config, tuning=SMALL[name][0])
+    train(config, quiet=True)
+    return {step: float.fromhex(loss) for step, loss in losses(out).items()}
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "prompt", "prefix", "oft", "ia3"])
+def test_memory_settings_and_kernels_change_no_loss(tiny, rows, tmp_path, name: str) -> None:
+    want = run(tiny, name, rows, tmp_path / "plain")
+    assert run(tiny, name, rows, tmp_path / "again", gradient_checkpointing=True) == want
+    assert run(tiny, name, rows, tmp_path / "disk", offload_dir=str(tmp_path)) == want
+    assert run(tiny, name, rows, tmp_path / "off", kernels="off") == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TUNINGS.names())
+def test_every_tuning_is_estimated(tiny, rows, name: str) -> None:
+    settings = {**SETTINGS, "model_name_or_path": str(tiny), "dataset": str(rows), "finetuning_type": name}
+    config = replace(load_config(settings).config, tuning=SMALL[name][0])
+    found = estimate(config)
+    assert 0 < found.learning <= found.parameters
+    assert found.peak_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 5e-4),
+        ({"finetuning_type": "full"}, 5e-5),
+        ({"stage": "dpo"}, 5e-5),
+        ({"learning_rate": 7e-3}, 7e-3),
+        ({"loraplus_lr_ratio": 16, "learning_rate": 1e-3}, 1e-3),
+    ],
+)
+def test_the_usual_learning_rate_follows_tuning_objective_and_width(rows, pairs, tmp_path, settings, rate) -> None:
+    folder = make_folder("llama", tmp_path / "base")
+    data = pairs if "stage" in settings else rows
+    given = {
+        **SETTINGS, "learning_rate": 0, "max_steps": 1, "lr_scheduler_type": "constant", "model_name_or_path": str(folder),
+        "dataset": str(data), "output_dir": str(tmp_path / "run"), **settings,
+    }  # fmt: skip
+    train(load_config(given).config, quiet=True)
+    (event,) = read_events(tmp_path / "run", "train")
+    width = 1 if "learning_rate" in settings else (2000 / 32) ** 0.78
+    assert event["learning_rate"] == pytest.approx(rate * width, rel=0.05)  # two digits
