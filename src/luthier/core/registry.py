@@ -67,7 +67,8 @@ class Registry(Generic[T]):
 
     def name_of(self, instance: object) -> str:
         """Return the name under which the class of `instance` is on the shelf."""
-        return next(name for name, cls in self.items() if type(instance) is cls)
+        kind: Any = type(instance)
+        return next(name for name, cls in self.items() if cls is kind)
 
     def get(self, name: str) -> T:
         """Return the thing called `name`, or the attribute a dotted path names.
