@@ -240,7 +240,7 @@ def test_a_tied_head_stays_tied_when_the_embedding_learns(tmp_path: Path) -> Non
         (Prompt(tokens=512), "tuning.tokens is 512, but this model's context has 512 tokens"),
         (Prompt(init="text"), "init: text and a text belong together"),
         (Prefix(tokens=600), "tuning.tokens is 600"),
-        (Prefix(tokens=9, hidden=4), "hidden is 4, below its 9 tokens"),
+        (Prefix(tokens=9, hidden=4), "hidden is 4, below the 9 virtual tokens"),
         (Prefix(init="random", text="x"), "leave one of them out"),
     ],
 )

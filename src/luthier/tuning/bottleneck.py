@@ -23,7 +23,7 @@ class Bottleneck(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
-    usual_rate: ClassVar[float] = 5e-4
+    usual_rate: ClassVar[float] = 4e-4
     size: Annotated[int, Field(ge=1)] = 64
     """Units of the small network."""
     variant: Literal["houlsby", "pfeiffer"] = "houlsby"

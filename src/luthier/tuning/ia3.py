@@ -31,7 +31,7 @@ class Ia3(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
-    usual_rate: ClassVar[float] = 1e-2
+    usual_rate: ClassVar[float] = 7.5e-3
     targets: Names = ("all",)
     """Linear layers whose output is scaled; all takes those that make keys and values."""
     feedforward: Names = ("all",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
+from luthier.tuning.targets import has_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +33,8 @@ class Prompt(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
-    usual_rate: ClassVar[float] = 3e-2
-    tokens: Tokens = 20
+    usual_rate: ClassVar[float] = 4e-2
+    tokens: Tokens = 64
     """Virtual tokens."""
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
     """Start: embeddings of random tokens, of `text`, or random numbers."""
@@ -70,12 +71,14 @@ class PTuning(Tuning):
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     usual_rate: ClassVar[float] = 1e-3
-    tokens: Tokens = 20
+    tokens: Tokens = 64
     """Virtual tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"
     """The network: three linear layers, or an LSTM in both directions and two linear layers."""
     hidden: Annotated[int, Field(ge=1)] | None = None
-    """Size inside the network; none takes that of the model."""
+    """Size inside the network; none takes that of the model, or `tokens` if that is more."""
+    init: Literal["vocabulary", "random"] = "vocabulary"
+    """Start: a network that makes embeddings of random tokens, or random numbers."""
     layers: Annotated[int, Field(ge=1)] = 2
     """Layers of the LSTM."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -85,13 +88,20 @@ class PTuning(Tuning):
         """Return a peft model whose network learns."""
         from peft import PromptEncoderConfig, PromptEncoderReparameterizationType, get_peft_model
 
+        from luthier.tuning.parts.prefix import begin_vectors_with, tokens_of
+
         check_room(model, self.tokens)
+        plain = plain_model(model)
         config = PromptEncoderConfig(
             num_virtual_tokens=self.tokens,
             encoder_reparameterization_type=PromptEncoderReparameterizationType(self.encoder.upper()),
-            encoder_hidden_size=self.hidden or plain_model(model).config.hidden_size,
+            encoder_hidden_size=self.hidden or max(plain.config.hidden_size, self.tokens),
             encoder_num_layers=self.layers,
             encoder_dropout=self.dropout,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        tuned: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        if self.init == "vocabulary" and has_values(model):
+            start_PD = plain.get_input_embeddings()(tokens_of(plain, self.tokens, "").to(plain.device))
+            begin_vectors_with(tuned.prompt_encoder[tuned.active_adapter], start_PD)
+        return tuned

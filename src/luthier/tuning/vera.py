@@ -23,7 +23,7 @@ class Vera(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
-    usual_rate: ClassVar[float] = 1e-2
+    usual_rate: ClassVar[float] = 7.5e-3
     rank: Annotated[int, Field(ge=1)] = 256
     """Rank of the shared matrices; may be above the size of a layer, because they are not trained."""
     initial: Annotated[float, Field(gt=0)] = 0.1

@@ -41,16 +41,32 @@ def tokens_of(plain: Any, count: int, text: str) -> Tensor:
 
 @torch.no_grad()
 def begin_with(encoder: Any, start_PW: Tensor) -> None:
-    """Make `encoder` return `start_PW`: set it, or solve for the last layer of the network."""
+    """Make the encoder of a prefix return `start_PW`: set it, or solve for the last layer of its network."""
     if not encoder.prefix_projection:
         encoder.embedding.weight.copy_(start_PW)
         return
     *front, last = encoder.transform
-    inner_PH = torch.nn.Sequential(*front)(encoder.embedding.weight)
+    _solve(torch.nn.Sequential(*front)(encoder.embedding.weight), last, start_PW)
+
+
+@torch.no_grad()
+def begin_vectors_with(encoder: Any, start_PD: Tensor) -> None:
+    """Make the network of P-Tuning return `start_PD` by solving for its last layer."""
+    inner_PH = encoder.embedding.weight
+    if hasattr(encoder, "lstm_head"):
+        inner_PH = encoder.lstm_head(inner_PH[None])[0][0]
+    *front, last = encoder.mlp_head
+    _solve(torch.nn.Sequential(*front)(inner_PH), last, start_PD)
+
+
+def _solve(inner_PH: Tensor, last: torch.nn.Linear, start_PW: Tensor) -> None:
+    """Set the weight of `last` so that it makes `start_PW` of `inner_PH`, the smallest one that does."""
     if inner_PH.shape[1] < len(inner_PH):
         raise ConfigError(
-            f"prefix: hidden is {inner_PH.shape[1]}, below its {len(inner_PH)} tokens, so that the start cannot be "
+            f"hidden is {inner_PH.shape[1]}, below the {len(inner_PH)} virtual tokens, so that the start cannot be "
             "reached; raise hidden, or set init: random"
         )
-    last.weight.copy_(torch.linalg.lstsq(inner_PH, start_PW.to(inner_PH.device)).solution.T)
+    start_PW = start_PW.to(inner_PH.device, inner_PH.dtype)
+    # By least squares with the singular values: units of a network may say nearly the same.
+    last.weight.copy_(torch.linalg.lstsq(inner_PH.cpu(), start_PW.cpu(), driver="gelsd").solution.T)
     last.bias.zero_()
