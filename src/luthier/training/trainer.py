@@ -13,6 +13,7 @@ from torch import Tensor
 from luthier.core.errors import Interrupted, TrainingError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
+from luthier.kernels.cpu import Heap
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, peak_memory_bytes
@@ -68,6 +69,7 @@ class Trainer:
         self.state = TrainState()
         self.progress = Progress(self.total_steps, quiet=quiet or not accelerator.is_main_process)
         self.means = Means()
+        self.heap = Heap() if config.memory_budget is None else Heap(growth=1.1)
         self.seconds_training = 0.0
 
     # ---- the story
@@ -104,6 +106,7 @@ class Trainer:
         tokens = int(self._sum(torch.tensor(float(sum(batch.segment_tokens for batch in window.batches)))))
         state.tokens += tokens
         self.seconds_training += seconds
+        self.heap.tidy()
         fault_point("train.step")
         self._log(values, tokens, seconds)
 
