@@ -1,9 +1,10 @@
 """What each tuning makes of the demonstration task: exact answers, trained parameters, size, speed and memory.
 
-python benchmarks/methods.py [--only lora prefix] [--write]
+python benchmarks/methods.py [--only lora prefix] [--write] > FILE; python benchmarks/methods.py --page FILE
 
 The tickets of examples/tickets with SmolLM2-135M, one pass over 608 rows, 64 held-out rows answered greedily. Each
-method runs in a process of its own with its own usual settings; `--write` puts the table and the picture into docs/.
+method runs in a process of its own with its own usual settings. `--write` puts table and picture into docs/, and
+`--page` does it from lines that were printed before, the last one of each method.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def run_one(name: str, more: list[str]) -> dict[str, Any]:
             "exact": graded.exact_match,
             "interval": graded.interval,
             "loss": sum(event["loss"] for event in events[-20:]) / len(events[-20:]),
-            "learning_rate": config.train.learning_rate,
+            "learning_rate": load_config(run).config.train.learning_rate,
             "trained_parameters": learning_of(run),
             "megabytes": sum(f.stat().st_size for f in trained) / 1e6,
             "rows_per_second": rows / seconds,
@@ -130,10 +131,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["untrained", *METHODS])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="write docs/methods.md and docs/methods.png")
+    parser.add_argument("--page", type=Path, help="write the page from printed lines, and run nothing")
     parser.add_argument("settings", nargs="*", help="key=value for every method")
     options = parser.parse_args()
     if options.one:
         print("RESULT " + json.dumps(run_one(options.one, options.settings)))
+        return
+    if options.page:
+        printed = [json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]
+        latest = {result["method"]: result for result in printed}
+        write([latest[name] for name in ("untrained", *METHODS) if name in latest])
         return
     results: list[dict[str, Any]] = []
     for name in options.only:
@@ -145,9 +152,14 @@ def main() -> None:
         results.append(json.loads(line.removeprefix("RESULT ")))
         print(line.removeprefix("RESULT "), flush=True)
     if options.write:
-        head, _, _ = TABLE.read_text(encoding="utf-8").partition("| method |")
-        TABLE.write_text(head + table(results), encoding="utf-8")
-        draw(results)
+        write(results)
+
+
+def write(results: list[dict[str, Any]]) -> None:
+    """Put the table and the picture into docs/."""
+    head, _, _ = TABLE.read_text(encoding="utf-8").partition("| method |")
+    TABLE.write_text(head + table(results), encoding="utf-8")
+    draw(results)
 
 
 if __name__ == "__main__":

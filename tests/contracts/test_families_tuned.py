@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import segment
+from helpers import make_folder, segment
 from tunings import SMALL, fresh, stir
 
 from luthier.config.combinations import traits_of, why_not
@@ -15,6 +15,7 @@ from luthier.models import patch
 from luthier.models.adapters import has_adapter, load_adapter, save_trained
 from luthier.models.patch import attention_for, remove
 from luthier.models.policy import Policy
+from luthier.tuning.lora import Lora
 
 UNITS = [
     [segment(4, 5, seed=1)],
@@ -61,3 +62,24 @@ def test_tuned(every_family_folder: Path, tmp_path: Path, name: str) -> None:
     # The tuning does something, so that the equality says something.
     assert float((want - one_by_one(fresh(folder, "eager"))).abs().max()) > 2e-6
     remove(packed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"])
+def test_experts_are_tuned_too(family: str, tmp_path: Path) -> None:
+    """Low rank on the experts' fused weights; the router stays, and nothing but the adapter learns."""
+    folder = make_folder(family, tmp_path / "base")
+    config = fresh(folder).config
+    packed = Lora(rank=2, experts=True).apply(fresh(folder, attention_for(config, "auto")))
+    experts = [n for n, p in packed.named_parameters() if p.requires_grad and "experts" in n]
+    assert experts
+    assert all("lora_" in n for n, p in packed.named_parameters() if p.requires_grad)
+    stir(packed)
+    save_trained(packed, tmp_path / "adapter", str(folder))
+    patch.install(packed)
+    have = Policy(packed)(pack(UNITS)).logp
+    plain = load_adapter(fresh(folder, "eager"), tmp_path / "adapter", trainable=False).eval()
+    want = one_by_one(plain)
+    torch.testing.assert_close(have, want, rtol=1e-4, atol=2e-5)
+    without = stir(Lora(rank=2).apply(fresh(folder, "eager")))
+    assert float((one_by_one(without) - want).abs().max()) > 1e-5
