@@ -54,6 +54,10 @@ class Tuning(Protocol):
         """Return `model` with only the wanted parameters learning."""
         ...
 
+    def rate_factor(self) -> float:
+        """Return what these settings make of `usual_rate`."""
+        return 1.0
+
     def learning_rate(self, parameter: str, usual: float) -> float:
         """Return the peak learning rate of a parameter by its name."""
         return usual

@@ -33,7 +33,8 @@ def usual_rate(tuning: Tuning, objective: Objective, hidden: int) -> float:
     It falls with the width to the power 0.78, as measured for low-rank and full tuning alike on Llama models of 1B to
     70B parameters (Schulman et al., "LoRA Without Regret", 2025); the tuning knows its rate at width 2000.
     """
-    return float(f"{tuning.usual_rate * objective.rate_factor * (USUAL_WIDTH / hidden) ** 0.78:.2g}")
+    usual = tuning.usual_rate * tuning.rate_factor() * objective.rate_factor
+    return float(f"{usual * (USUAL_WIDTH / hidden) ** 0.78:.2g}")
 
 
 def same_rate(parameter: str, usual: float) -> float:
