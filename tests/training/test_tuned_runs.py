@@ -8,6 +8,7 @@ from helpers import losses, make_folder
 from tunings import SMALL
 
 from luthier.config.load import load_config
+from luthier.core.errors import ConfigError
 from luthier.core.registry import TUNINGS
 from luthier.runs.store import read_events
 from luthier.workflows.estimate import estimate
@@ -64,3 +65,11 @@ def test_the_usual_learning_rate_follows_tuning_objective_and_width(rows, pairs,
     (event,) = read_events(tmp_path / "run", "train")
     width = 1 if "learning_rate" in settings else (2000 / 32) ** 0.78
     assert event["learning_rate"] == pytest.approx(rate * width, rel=0.05)  # two digits
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_virtual_tokens_need_room_beside_the_rows(tiny, rows, tmp_path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cutoff_len 510 and 3 virtual tokens are more .* \\(512\\); lower .* to 509"):
+        run(tiny, name, rows, tmp_path / "run", cutoff_len=510)
+    assert not (tmp_path / "run").exists()
+    run(tiny, name, rows, tmp_path / "run", cutoff_len=509)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 from luthier.core.anatomy import plain_model
+from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,6 +86,17 @@ def virtual_tokens(model: Any) -> Virtual | None:
     # Layers with a window keep its latest part only; what is in front of it is seen by nobody.
     parts = [(layer.keys, layer.values) for layer in prompt.layers]
     return Virtual(count, prefix=PrefixCache([(_filled(k, count), _filled(v, count)) for k, v in parts]))
+
+
+def check_context(model: Any, cutoff_len: int) -> None:
+    """Raise ConfigError when rows of `cutoff_len` tokens fit the context of `model`, but not behind virtual tokens."""
+    count = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
+    context = getattr(plain_model(model).config, "max_position_embeddings", None) or 0
+    if cutoff_len <= context < cutoff_len + count:
+        raise ConfigError(
+            f"cutoff_len {cutoff_len} and {count} virtual tokens are more than the context of this model ({context}); "
+            f"lower cutoff_len to {context - count}"
+        )
 
 
 @torch.no_grad()

@@ -40,8 +40,9 @@ def choose_linears(model: nn.Module, asked: Sequence[str], setting: str) -> dict
 
 
 def module_names(model: nn.Module) -> set[str]:
-    """Return the last part of the path of every module."""
-    return {path.rpartition(".")[2] for path, _ in model.named_modules() if path}
+    """Return the last part of the path of every module; numbers in lists are no names."""
+    names = {path.rpartition(".")[2] for path, _ in model.named_modules() if path}
+    return {name for name in names if not name.isdigit()}
 
 
 def has_tied_head(model: nn.Module) -> bool:

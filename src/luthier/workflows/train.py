@@ -34,6 +34,7 @@ from luthier.models.policy import Policy
 from luthier.models.recompute import Offload, recompute_layers
 from luthier.models.reference import Reference
 from luthier.models.routing import check_balance
+from luthier.models.virtual import check_context
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.optim import usual_rate
@@ -180,6 +181,7 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
     model = merge_in(load_model(files, config.model, placement), files.adapters)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
     model = _tuned(model, config, continued, resume, below.public_base)
+    check_context(model, config.data.cutoff_len)
     put_kernels(model, config.model)
     every, learning = parameter_counts(model)
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
