@@ -47,6 +47,10 @@ CASES = {
         Lora(rank=4, init="pissa", pissa_iterations=0, rslora=True, rank_pattern={"down_proj": 2}),
         lambda n: "lora_" in n,
     ),
+    "pissa-saves": (
+        Lora(rank=4, init="pissa", modules_to_save=("embed_tokens", "norm")),
+        lambda n: "lora_" in n or "modules_to_save" in n,
+    ),
     "olora": (Lora(rank=4, init="olora"), lambda n: "lora_" in n),
     "oft": (Oft(block_size=8), lambda n: "oft_" in n),
     "ia3": (Ia3(), lambda n: "ia3_" in n),

@@ -39,7 +39,7 @@ from luthier.tuning.prompt import Prompt, PTuning
 from luthier.tuning.vera import Vera
 
 BEGINS_ELSEWHERE = ("prompt", "ptuning", "prefix")
-COMPUTED_AGAIN = ("pissa", "pissa-exact", "olora", "ptuning-lstm")
+COMPUTED_AGAIN = ("pissa", "pissa-exact", "pissa-saves", "olora", "ptuning-lstm")
 """What is saved are other numbers than those that were trained: sums, or what a network made in another order."""
 UNITS = [
     [segment(4, 5, seed=1)],
@@ -228,6 +228,7 @@ def test_a_tied_head_stays_tied_when_the_embedding_learns(tmp_path: Path) -> Non
         (Lora(experts=True), "this model is no mixture of experts"),
         (Lora(init="loftq"), "set quantization: nf4"),
         (Lora(init="pissa", dora=True), "both redefine the weight"),
+        (Lora(init="olora", experts=True), "this model is no mixture of experts"),
         (Freeze(layers=3), "tuning.layers is 3; this model has 2 decoder layers"),
         (Freeze(layers=0), "tuning.layers is 0"),
         (Freeze(layers=1, modules=("mpl",)), "module 'mpl' is not in this model; did you mean 'mlp'"),
@@ -334,6 +335,31 @@ def test_starts_from_weights_give_them_back(tmp_path: Path, family: str, init: s
         assert (
             float(layer.lora_B["default"].weight.T.mm(layer.lora_B["default"].weight).diag().sub(1).abs().max()) < 1e-4
         )
+
+
+def test_starts_from_weights_leave_experts_alone(tmp_path: Path) -> None:
+    from helpers import make_folder
+
+    folder = make_folder("qwen3_moe", tmp_path / "base")
+    with pytest.raises(ConfigError, match="init: pissa reads linear layers only, and experts are none"):
+        Lora(rank=2, init="pissa", experts=True).apply(fresh(folder))
+
+
+@pytest.mark.parametrize("tuning", [Lora(rank=4, dora=True), Lora(rank=4, rslora=True, modules_to_save=("norm",))])
+def test_relatives_of_lora_on_a_quantized_base(tiny: Path, tmp_path: Path, tuning) -> None:
+    from luthier.models.quantized import quantize
+
+    def narrow():
+        model = fresh(tiny)
+        quantize(model, "nf4", double=True, dtype=torch.float32)
+        return model
+
+    model = tuning.apply(narrow())
+    torch.testing.assert_close(logits(model.eval()), logits(narrow()), rtol=1e-5, atol=1e-5)
+    train(model.train())
+    save_trained(model.eval(), tmp_path, str(tiny))
+    torch.testing.assert_close(logits(load_adapter(narrow(), tmp_path, trainable=False).eval()), logits(model))
+    assert not torch.allclose(logits(model), logits(narrow()))
 
 
 def test_loftq_makes_good_what_quantization_lost(tiny: Path, tmp_path: Path) -> None:

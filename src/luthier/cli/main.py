@@ -306,11 +306,7 @@ def _model_config(source: str, overrides: list[str] | None) -> Any:
         return loaded.config
     for folder in (path, path.parent):
         if is_run(folder):
-            fixed = [
-                f"model.model_name_or_path={path}",
-                "model.adapter_name_or_path=",
-                "model.create_new_adapter=false",
-            ]
+            fixed = [f"model.model_name_or_path={path}", *_NOTHING_ON_TOP]
             return load_config(folder / "config.yaml", [*fixed, *given]).config
     return load_config({"model_name_or_path": source}, given).config
 

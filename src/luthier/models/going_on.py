@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FILE = "training.safetensors"
 _WEIGHTS = "adapter_model.safetensors"
 _FACTORS = ("A", "B", "A0", "B0")
+_WHOLE = "whole|"
+"""In front of the names of modules that learn whole."""
 
 
 def _reparameterized(facts: dict[str, Any]) -> bool:
@@ -55,10 +57,13 @@ def save(model: Any, name: str, folder: Path) -> None:
             kept |= {f"{path}.{key}": x.detach() for key, x in zip(_FACTORS, parts, strict=True)}
     if not kept:
         return
+    widened = {key.rpartition(".")[0] for key in kept}
+    if not config.is_prompt_learning:
+        kept |= {f"{_WHOLE}{name}": p.detach().clone() for name, p in _learning_whole(model).items()}
     facts = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     save_file({key: x.contiguous() for key, x in kept.items()}, folder / FILE, {"config": json.dumps(facts)})
     if not config.is_prompt_learning:
-        _widen(folder, kept, rslora=config.use_rslora)
+        _widen(folder, kept, widened, rslora=config.use_rslora)
 
 
 def load(model: Any, folder: Path) -> Any:
@@ -77,6 +82,8 @@ def load(model: Any, folder: Path) -> Any:
         give_away(module, a0_RI.to(module.get_base_layer().weight.device), b0_OR)
         module.lora_A[name].weight.data.copy_(a_RI)
         module.lora_B[name].weight.data.copy_(b_OR)
+    for path, parameter in _learning_whole(tuned).items():
+        parameter.data.copy_(stored[f"{_WHOLE}{path}"])
     return tuned
 
 
@@ -110,10 +117,15 @@ def _begun_in_weights(model: Any) -> list[tuple[str, Any]]:
     return [(path, module) for path, module in lora_layers(model) if hasattr(module, INITIAL)]
 
 
-def _widen(folder: Path, kept: dict[str, torch.Tensor], *, rslora: bool) -> None:
+def _learning_whole(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return what learns beside the low-rank parts: modules that are saved whole."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
+
+
+def _widen(folder: Path, kept: dict[str, torch.Tensor], paths: set[str], *, rslora: bool) -> None:
     """Rewrite the adapter as one of twice the rank on the weights as they were."""
     tensors = load_file(folder / _WEIGHTS)
-    for path in {key.rpartition(".")[0] for key in kept}:
+    for path in paths:
         a_RI, b_OR, a0_RI, b0_OR = (kept[f"{path}.{key}"] for key in _FACTORS)
         tensors[f"{path}.lora_A.weight"] = torch.cat([a_RI, a0_RI]).contiguous()
         tensors[f"{path}.lora_B.weight"] = torch.cat([b_OR, -b0_OR], 1).contiguous()

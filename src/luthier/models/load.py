@@ -250,7 +250,8 @@ def merge_in(model: Any, folders: Sequence[Path]) -> Any:
     for folder in folders:
         check_mergeable(folder)
         model = load_adapter(model, folder, trainable=False)
-        make_mergeable(model)
+        if make_mergeable(model):
+            say_once("layers that an adapter is merged into are no longer quantized")
         model = model.merge_and_unload().requires_grad_(False)
         logger.info("adapter %s is merged into the model", folder)
     return model

@@ -30,8 +30,8 @@ def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def usual_rate(tuning: Tuning, objective: Objective, hidden: int) -> float:
     """Return the peak learning rate for a model of this width where the settings give none.
 
-    It falls with the width to the power 0.78, as measured for low-rank and full tuning alike on Llama models of 1B to
-    70B parameters (Schulman et al., "LoRA Without Regret", 2025); the tuning knows its rate at width 2000.
+    It falls with the width to the power 0.78, the exponent fitted for Llama models in "LoRA Without Regret" (Schulman
+    and Thinking Machines Lab, 2025); the tuning knows its rate at width 2000.
     """
     usual = tuning.usual_rate * tuning.rate_factor() * objective.rate_factor
     return float(f"{usual * (USUAL_WIDTH / hidden) ** 0.78:.2g}")

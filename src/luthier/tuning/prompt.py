@@ -79,7 +79,7 @@ class PTuning(Tuning):
     """Size inside the network; none takes that of the model, or `tokens` if that is more."""
     init: Literal["vocabulary", "random"] = "vocabulary"
     """Start: a network that makes embeddings of random tokens, or random numbers."""
-    layers: Annotated[int, Field(ge=1)] = 2
+    lstm_layers: Annotated[int, Field(ge=1)] = 2
     """Layers of the LSTM."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers of the LSTM."""
@@ -96,7 +96,7 @@ class PTuning(Tuning):
             num_virtual_tokens=self.tokens,
             encoder_reparameterization_type=PromptEncoderReparameterizationType(self.encoder.upper()),
             encoder_hidden_size=self.hidden or max(plain.config.hidden_size, self.tokens),
-            encoder_num_layers=self.layers,
+            encoder_num_layers=self.lstm_layers,
             encoder_dropout=self.dropout,
             task_type="CAUSAL_LM",
         )

@@ -69,6 +69,10 @@ def _whole_weights_only(lora: Lora, model: nn.Module) -> None:
         raise ConfigError(
             f"init: {lora.init} takes a part out of the weights, which quantization would round away; use init: loftq"
         )
+    if lora.experts:
+        raise ConfigError(
+            f"init: {lora.init} reads linear layers only, and experts are none; leave out experts or init"
+        )
     if lora.dora:
         raise ConfigError(f"init: {lora.init} and use_dora both redefine the weight; leave one of them out")
 
