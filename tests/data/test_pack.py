@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from luthier.core.paths import replacing
 from luthier.core.types import Segment
+from luthier.data import store as store_module
 from luthier.data.loader import Layout, MapLoader
 from luthier.data.pack import MIN_SHARED_TOKENS, pack, plan_batches
 from luthier.data.store import StoreBuilder, UnitStore
@@ -129,17 +130,32 @@ def test_mixing_by_weight() -> None:
     assert len([r for r in over if r >= 200]) > 120
 
 
-def test_two_processes_may_save_one_store_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    with replacing(path) as slower:
-        slower.write_bytes(b"half")
-        store([5, 4]).save(path, {"rows": 9})
-        slower.write_bytes(b"whole")
-    assert path.read_bytes() == b"whole"
+def test_two_processes_may_save_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process writes the whole file between the first one's writing and its renaming."""
+    path, real, other = tmp_path / "a.safetensors", store_module.save_file, iter([store([5, 4])])
+
+    def interrupted(*arguments: Any) -> None:
+        real(*arguments)
+        for second in other:
+            second.save(path, {"rows": 9})
+
+    monkeypatch.setattr(store_module, "save_file", interrupted)
+    store([5, 4]).save(path, {"rows": 9})
+    assert len(UnitStore.load(path)[0]) == 9
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
     with pytest.raises(FileNotFoundError), replacing(path) as failing:
         failing.unlink(missing_ok=False)  # a block that fails
-    assert path.read_bytes() == b"whole"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_bytes() == b"before"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_store_survives_the_disk(tmp_path: Path) -> None:

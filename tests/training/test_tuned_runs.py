@@ -1,5 +1,6 @@
 """Runs under tunings of every kind: memory settings change no loss, learning rates are those of the tuning."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def test_virtual_tokens_need_room_beside_the_rows(tiny, rows, tmp_path, name: st
         run(tiny, name, rows, tmp_path / "run", cutoff_len=510)
     assert not (tmp_path / "run").exists()
     run(tiny, name, rows, tmp_path / "run", cutoff_len=509)
+
+
+def test_parameters_learn_at_rates_of_their_own(tiny, rows, tmp_path) -> None:
+    """LoRA+ and embeddings: the rates in the checkpoint are those that the optimizer worked with."""
+    given = {
+        **SETTINGS, "max_steps": 1, "lr_scheduler_type": "constant", "learning_rate": 1e-3, "lora_rank": 2,
+        "loraplus_lr_ratio": 16, "loraplus_lr_embedding": 1e-6, "additional_target": "embed_tokens",
+        "model_name_or_path": str(tiny), "dataset": str(rows), "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    train(load_config(given).config, quiet=True)
+    state = json.loads((tmp_path / "run/checkpoint-1/state.json").read_text(encoding="utf-8"))
+    assert sorted(state["learning_rates"]) == pytest.approx([1e-6, 1e-3, 16e-3])
