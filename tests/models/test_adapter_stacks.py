@@ -114,6 +114,10 @@ def test_what_cannot_be_merged_cannot_lie_below(tiny, rows, adapters, tmp_path) 
             model_name_or_path=str(tiny), adapter_name_or_path=names, dataset=str(rows), output_dir=str(tmp_path / "r")
         ), quiet=True)  # fmt: skip
     assert not (tmp_path / "r").exists()
+    out = tmp_path / "new" / "merged"
+    with pytest.raises(ModelError, match="cannot be merged"):
+        export_model(config_of(model_name_or_path=str(tmp_path / "prompt"), export_dir=str(out)))
+    assert not out.parent.exists()
     with pytest.raises(ModelError, match="holds no adapter"):
         find(config_of(model_name_or_path=str(tiny), adapter_name_or_path=str(tiny)).model)
 

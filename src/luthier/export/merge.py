@@ -40,7 +40,7 @@ def export_target(config: RunConfig) -> Path:
 def export_model(config: RunConfig) -> Path:
     """Write what `export_format` says; whole or not at all. Returns the folder."""
     target = export_target(config)
-    temporary = beside(target)
+    temporary, made_parent = beside(target), not target.parent.exists()
     temporary.mkdir(parents=True)
     try:
         _WRITERS[config.export.export_format](config, temporary)
@@ -51,6 +51,8 @@ def export_model(config: RunConfig) -> Path:
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if made_parent:
+            target.parent.rmdir()
         raise
     sync_folder(target.parent)
     return target

@@ -30,7 +30,7 @@ class Oft(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
-    usual_rate: ClassVar[float] = 1e-3
+    usual_rate: ClassVar[float] = 2e-4
     block_size: Annotated[int, Field(ge=0)] = 32
     """Inputs that are turned together; must divide the inputs of every layer. 0 where `blocks` is set."""
     blocks: Annotated[int, Field(ge=0)] = 0

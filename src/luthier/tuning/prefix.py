@@ -26,7 +26,7 @@ class Prefix(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
-    usual_rate: ClassVar[float] = 1e-3
+    usual_rate: ClassVar[float] = 1e-4
     tokens: Tokens = 20
     """Virtual tokens."""
     reparameterization: bool = True

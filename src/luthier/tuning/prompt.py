@@ -33,7 +33,7 @@ class Prompt(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
-    usual_rate: ClassVar[float] = 4e-2
+    usual_rate: ClassVar[float] = 1.1e-2
     tokens: Tokens = 64
     """Virtual tokens."""
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
@@ -70,7 +70,7 @@ class PTuning(Tuning):
 
     base_learns: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
-    usual_rate: ClassVar[float] = 1e-3
+    usual_rate: ClassVar[float] = 2e-4
     tokens: Tokens = 64
     """Virtual tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"
