@@ -15,7 +15,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 LAYERS = [
     {"core"},
     {"config", "kernels", "runs"},
-    {"data", "families", "objectives", "tuning"},
+    {"data", "environments", "families", "objectives", "rewards", "tuning"},
     {"models"},
     {"engines"},
     {"training", "export", "evaluation"},

@@ -118,7 +118,6 @@ REFUSED: dict[str, str] = {
     "ld_alpha": "all tokens of both answers count alike",
     "simpo_gamma": "simpo is not part of this version",
     "pref_bco_weight": "bco is not part of this version",
-    "reward_model": "reward models are not part of this version",
     "ref_model_adapters": "name the adapter's folder as ref_model; its base is found through it",
     "ref_model_quantization_bit": "the reference is loaded like the model",
     "image_max_pixels": "luthier trains text models",

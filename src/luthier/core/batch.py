@@ -85,6 +85,8 @@ class PackedBatch:
     """Where the S segments come from, as file:line."""
     segment_tokens: int = 0
     """Tokens of all segments before sharing, trailing unused ones included."""
+    aside: PackedBatch | None = None
+    """What is scored without gradient before this batch is learned from: kto's mismatched answers."""
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +104,10 @@ class PackedBatch:
         tags = {name: x_S[:0] for name, x_S in self.tags.items()}
         return replace(self, **none, streams=streams, tags=tags, num_segments=0, origins=(), segment_tokens=0)
 
+    def with_tag(self, name: str, x_S: Tensor) -> Self:
+        """Return the batch with a tag more, [S]."""
+        return replace(self, tags={**self.tags, name: x_S})
+
     def with_stream(self, name: str, x_N: Tensor) -> Self:
         """Return the batch with a stream more, [N]."""
         return replace(self, streams={**self.streams, name: x_N})
@@ -111,7 +117,7 @@ class PackedBatch:
         moved: dict[str, object] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | PackedBatch):
                 moved[each.name] = value.to(device)
             elif isinstance(value, Mapping):
                 moved[each.name] = {name: x.to(device) for name, x in value.items()}  # pyright: ignore
@@ -123,11 +129,11 @@ class Scores:
     """What the policy says about a batch. The [N, V] logits never exist."""
 
     logp: Tensor
-    """[N] log p(targets[n]), in nats, float32."""
+    """[N] log p(targets[n]), in nats, float32; empty where the objective does not read it."""
     entropy: Tensor | None = None
     """[N] entropy of the predicted distribution, in nats."""
     value: Tensor | None = None
-    """[N] value or reward head."""
+    """[N] value or reward head, read where the prediction is made, float32."""
     balance: Tensor | None = None
     """Scalar load-balancing loss of a mixture of experts, for an average token."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -141,3 +147,5 @@ class Loss:
     total: Tensor
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
     """name -> (sum, count)."""
+    peaks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """name -> largest value."""

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.core.batch import Loss, PackedBatch, Scores
-    from luthier.core.types import Completion, Example, Prompt, RowKind, Sampling
+    from luthier.core.types import Answer, Completion, Example, Message, Prompt, RowKind, Sampling
 
-Need = Literal["reference", "values", "entropy", "kl", "rollouts"]
+Need = Literal["reference", "value", "baseline", "rollouts"]
+"""reference: the stream "ref_logp"; value: a value head; baseline: the tag "baseline", the mean log-ratio of mismatched
+answers; rollouts: rows are prompts, answered while training."""
+Read = Literal["logp", "entropy", "value"]
+"""What of the policy's scores an objective looks at."""
 Packing = Literal["forest", "mask", "alone"]
 """forest: our attention reads the spans; mask: the model's own attention gets a dense mask; alone: each segment is a
 forward pass of its own, for models whose attention depends on more than a mask and positions."""
@@ -22,8 +26,13 @@ forward pass of its own, for models whose attention depends on more than a mask 
 class Objective(Protocol):
     """A frozen dataclass whose fields are the hyper-parameters and whose call is the mathematics."""
 
-    needs: ClassVar[frozenset[Need]]
-    """What the trainer must prepare."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the trainer must prepare."""
+        ...
+
+    reads: ClassVar[frozenset[Read]]
+    """What the policy must compute."""
     rows: ClassVar[RowKind]
     """What it learns from."""
     segments_per_unit: ClassVar[int]
@@ -37,6 +46,67 @@ class Objective(Protocol):
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the loss summed over the batch."""
+        ...
+
+
+class RolloutObjective(Objective, Protocol):
+    """An objective over answers that the policy gave itself.
+
+    Its batches have the streams "advantage" and, where several updates follow one rollout, "old_logp"; "correction"
+    where importance weights against the engine are asked for; "return" and "old_value" where it needs a value; and the
+    tag "limit", the most tokens that an answer may have.
+    """
+
+    smallest_group: ClassVar[int]
+    """Answers to one prompt that its advantages need."""
+    usual_epochs: ClassVar[int]
+    """Passes over a rollout where the settings give none."""
+    usual_minibatches: ClassVar[int]
+    """Updates of one pass where the settings give none."""
+    whitens: ClassVar[bool]
+    """Advantages of all learned tokens of a rollout are brought to mean 0 and deviation 1."""
+
+    @property
+    def on_equal_rewards(self) -> Literal["keep", "drop", "resample", "duplicate"]:
+        """What becomes of groups whose rewards do not differ."""
+        ...
+
+    @property
+    def penalty(self) -> Literal["none", "answer", "token"]:
+        """Where kl_coef x (log p - log ref) is taken from the reward: nowhere, once an answer, or token by token."""
+        ...
+
+    kl_coef: float
+
+    def advantages(self, rewards_G: Tensor) -> Tensor:
+        """Return the advantage of each answer of one group, [G], float64."""
+        ...
+
+    def credit(self, advantage: Tensor, penalty_T: Tensor, value_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return advantage and, where it needs a value, return of each learned token of one answer, [T] both.
+
+        `advantage`: scalar of the whole answer; `penalty_T`: kl_coef x (log p - log ref), zeros if not by token.
+        """
+        ...
+
+
+class Reward(Protocol):
+    """A frozen dataclass of settings whose call grades one answer."""
+
+    def __call__(self, answer: Answer) -> float | None:
+        """Return the reward; None, NaN or an exception mean that this answer has none."""
+        ...
+
+
+class Environment(Protocol):
+    """Where prompts come from, and what answers to an answer."""
+
+    def examples(self) -> Sequence[Example]:
+        """Return the prompts; none where the rows of a data set are used."""
+        ...
+
+    def step(self, example: Example, turns: Sequence[Message]) -> Message | None:
+        """Return what follows the last answer in `turns`, a message of role tool or user; None ends the episode."""
         ...
 
 

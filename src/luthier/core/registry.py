@@ -109,4 +109,7 @@ PAIR_FORMATS: Registry[Any] = Registry("format of preference rows", "luthier.dat
 OBJECTIVES: Registry[Any] = Registry("objective", "luthier.objectives")
 TUNINGS: Registry[Any] = Registry("tuning", "luthier.tuning")
 FAMILIES: Registry[Any] = Registry("family", "luthier.families")
+PROMPT_FORMATS: Registry[Any] = Registry("format of prompts", "luthier.data.formats")
+REWARDS: Registry[Any] = Registry("reward", "luthier.rewards")
+ENVIRONMENTS: Registry[Any] = Registry("environment", "luthier.environments")
 ENGINES: Registry[Any] = Registry("engine", "luthier.engines")

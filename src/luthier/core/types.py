@@ -11,8 +11,9 @@ from pydantic import Field
 Role = Literal["system", "user", "assistant", "tool"]
 Prompt = Sequence[int]
 """Token ids to continue."""
-RowKind = Literal["text", "answer", "pair"]
-"""What a row holds: plain text, one answer, or a chosen and a rejected one."""
+RowKind = Literal["text", "answer", "pair", "tagged", "prompt"]
+"""What a row holds: plain text, one answer, a chosen and a rejected one, an answer that is tagged good or bad, or a
+prompt that is answered while training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,8 @@ class Segment:
     """"ref_logp", "old_logp", "advantage" and the like, one number a token."""
     tags: dict[str, float] = field(default_factory=dict[str, float])
     """One number a segment: "desirable", "group" and the like."""
+    aside: bool = False
+    """Scored beside the others and never learned from: kto's mismatched answers."""
     origin: str = ""
     """Where the row stands, as file:line."""
 
@@ -108,6 +111,20 @@ class Completion:
     """What the tokens say, special ones left out, cut in front of a stop text."""
     logp: tuple[float, ...] | None = None
     """Per token, in nats, under the model itself; None if the engine does not report them."""
+    drawn_logp: tuple[float, ...] | None = None
+    """Per token, in nats, under softmax(logits / temperature), which drew them; None where `logp` is that."""
+    learned: tuple[bool, ...] | None = None
+    """Per token: False for what an environment wrote between the model's turns; None means all were produced."""
     finish_reason: Literal["stop", "length", "abort"] = "stop"
     version: int = 0
     """Weights that produced it; grows by one per update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A completion to grade, beside the row that its prompt came from."""
+
+    example: Example
+    completion: Completion
+    turns: tuple[Message, ...] = ()
+    """Turns behind the prompt where there were several, the model's and the environment's."""

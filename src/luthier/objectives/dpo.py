@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.core.protocols import Need
+from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
 from luthier.core.types import RowKind
 
@@ -34,6 +34,7 @@ class Dpo:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
+    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
     rows: ClassVar[RowKind] = "pair"
     segments_per_unit: ClassVar[int] = 2
     rate_factor: ClassVar[float] = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.core.protocols import Need
+from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
 from luthier.core.types import RowKind
 
@@ -27,6 +27,7 @@ class Sft:
     """Learn to give the answers of the data; the mean over all trained tokens of an optimizer step."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
     rows: ClassVar[RowKind] = "answer"
     segments_per_unit: ClassVar[int] = 1
     rate_factor: ClassVar[float] = 1.0
@@ -46,6 +47,7 @@ class Pretrain:
     """Learn every token of plain text; the mean over all trained tokens of an optimizer step."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
     rows: ClassVar[RowKind] = "text"
     segments_per_unit: ClassVar[int] = 1
     rate_factor: ClassVar[float] = 1.0

@@ -1,0 +1,1 @@
+"""Where prompts come from, and what answers to an answer. One file each."""

@@ -1,0 +1,1 @@
+"""What grades an answer. One file each."""
