@@ -236,6 +236,8 @@ class TrainConfig:
     """When to evaluate; none means steps when there are evaluation rows."""
     eval_steps: Positive = 500
     """Steps between evaluations."""
+    eval_on_start: bool = False
+    """Evaluate before the first step, too."""
     per_device_eval_batch_size: Positive = 8
     """Rows of one forward pass in evaluation."""
     load_best_model_at_end: bool = False

@@ -7,8 +7,8 @@ reads what it would have read.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
@@ -35,17 +35,28 @@ class Cursor:
     position: int = 0
     unit: int = 0
     """Units of the row at `position` that are used up already; streams only."""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What rollouts carry from step to step beside the place in the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """This rank's batches of one optimizer step."""
+    """This rank's batches of one step: of one optimizer update, or of several that follow one rollout."""
 
-    batches: Sequence[PackedBatch]
+    updates: Sequence[Sequence[PackedBatch]]
     next: Cursor
     """Where to go on after this window."""
     epoch: float
     """Passes over the data after this window."""
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """name -> (sum, count) of what was seen while the window was made."""
+    peaks: Mapping[str, float] = field(default_factory=dict[str, float])
+    """name -> largest value, likewise."""
+
+    @property
+    def batches(self) -> list[PackedBatch]:
+        """Return the batches of all updates."""
+        return [batch for update in self.updates for batch in update]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +151,7 @@ class MapLoader:
                 batches = [[self.units[i] for i in batch] for batch in plan[position]]
                 last = position + 1 == len(plan)
                 following = Cursor(epoch + 1, 0) if last else Cursor(epoch, position + 1)
-                yield Window(self.layout.share(batches), following, epoch + (position + 1) / len(plan))
+                yield Window([self.layout.share(batches)], following, epoch + (position + 1) / len(plan))
 
     def batches(self) -> Iterator[PackedBatch]:
         """Yield this rank's batches of one pass in order, for evaluation; every rank yields the same number."""
@@ -187,7 +198,7 @@ class StreamLoader:
             if len(pending) > size:
                 # The unit that opened the last batch waits for the next window, so a resumed run begins with it.
                 ready, pending = pending[:size], pending[size:]
-                yield Window(self.layout.share(ready), here, float(here.epoch))
+                yield Window([self.layout.share(ready)], here, float(here.epoch))
 
     def _units_from(self, start: Cursor) -> Iterator[tuple[Unit, Cursor]]:
         """Yield units, each with the cursor that leads back to it."""

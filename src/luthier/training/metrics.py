@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import statistics
@@ -20,10 +21,22 @@ if TYPE_CHECKING:
 
 
 class Means:
-    """Adds up (sum, count) pairs; a mean is formed once, over everything."""
+    """Adds up (sum, count) pairs and keeps largest values; a mean is formed once, over everything."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
+        self._peaks: dict[str, float] = {}
+
+    def raise_to(self, peaks: Mapping[str, Tensor | float]) -> None:
+        """Take in largest values."""
+        for name, value in peaks.items():
+            self._peaks[name] = max(float(value), self._peaks.get(name, -math.inf))
+
+    def peaks(self, gather: Any) -> dict[str, float]:
+        """Return the largest values over all ranks and start again; `gather` collects a tensor of every rank."""
+        found = {name: float(gather(torch.tensor([value])).max()) for name, value in self._peaks.items()}
+        self._peaks = {}
+        return found
 
     def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Add one batch."""

@@ -44,6 +44,8 @@ class Updates:
     optimizer: torch.optim.Optimizer
     schedule: Any
     total_steps: int
+    """Updates of the whole run."""
+    updates_per_step: int
     identity: dict[str, Any]
     """Data fingerprint and every setting that changes what the loss means."""
 
@@ -95,7 +97,7 @@ def read_state(checkpoint: Checkpoint, updates: Updates) -> TrainState:
     else:
         logger.warning("the run was planned for %d steps, now %d: the learning rate follows the new plan",
                        stored["total_steps"], updates.total_steps)  # fmt: skip
-        for _ in range(int(stored["step"])):
+        for _ in range(int(stored["step"]) * updates.updates_per_step):
             updates.schedule.step()
     restore_random_states(load_file(checkpoint.path / "rng.safetensors"))
     known = {each.name for each in fields(TrainState)}

@@ -54,6 +54,8 @@ class Trainer:
         stop: StopFlag,
         identity: dict[str, Any],
         reference: Reference | None = None,
+        evaluator: Callable[[], dict[str, float]] | None = None,
+        updates_per_step: int = 1,
         quiet: bool = False,
     ) -> None:
         self.objective, self.config, self.accelerator = objective, config, accelerator
@@ -61,11 +63,14 @@ class Trainer:
         self.save_model, self.reference = save_model, reference
         self.parameters = learning_parameters(policy)
         self.total_steps = total_steps(config, loader)
+        self.evaluate = evaluator or (None if eval_loader is None else self.evaluate_rows)
+        """Returns metrics on held-out rows, where there are some."""
+        updates = self.total_steps * updates_per_step
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
         self.optimizer = make_optimizer(config, self.parameters, rate_of)
         self.policy, _ = accelerator.prepare(policy, self.optimizer)
-        self.schedule = make_schedule(config, self.optimizer, self.total_steps)
-        self.updates = Updates(self.parameters, self.optimizer, self.schedule, self.total_steps, identity)
+        self.schedule = make_schedule(config, self.optimizer, updates)
+        self.updates = Updates(self.parameters, self.optimizer, self.schedule, updates, updates_per_step, identity)
         self.state = TrainState()
         self.progress = Progress(self.total_steps, quiet=quiet or not accelerator.is_main_process)
         self.means = Means()
@@ -81,10 +86,12 @@ class Trainer:
             logger.info("resumed from %s", resume.path.name)
         self._status("running")
         self.policy.train()
+        if self.config.eval_on_start and self.state.step == 0:
+            self._evaluate()
         windows = self.loader.windows(self.state.cursor)
         while self.state.step < self.total_steps:
-            self._step(next(windows))
-            if self._is_due(self.config.eval_strategy, self.config.eval_steps) and self.eval_loader is not None:
+            self._step(windows)
+            if self._is_due(self.config.eval_strategy, self.config.eval_steps):
                 self._evaluate()
                 if self._is_over():
                     break
@@ -97,10 +104,20 @@ class Trainer:
             self.save()
         return self.state
 
-    def _step(self, window: Window) -> None:
+    def _step(self, windows: Iterator[Window]) -> None:
         began = time.perf_counter()
-        values = self.train_step([self.annotate(batch) for batch in window.batches], window)
+        window = next(windows)
+        ready = time.perf_counter()
+        self.means.add(
+            {name: (torch.tensor(total), torch.tensor(count)) for name, (total, count) in window.metrics.items()}
+        )
+        self.means.raise_to(window.peaks)
+        values = {"learning_rate": self.schedule.get_last_lr()[0]}
+        for batches in window.updates:
+            values = self.train_step(self.annotate_window(batches))
         seconds = time.perf_counter() - began
+        if "rollouts" in self.objective.needs:
+            values["seconds_learning"] = round(time.perf_counter() - ready, 4)
         state = self.state
         state.step, state.cursor, state.epoch = state.step + 1, window.next, window.epoch
         tokens = int(self._sum(torch.tensor(float(sum(batch.segment_tokens for batch in window.batches)))))
@@ -112,6 +129,24 @@ class Trainer:
 
     # ---- the arithmetic
 
+    def annotate_window(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        """Annotate the batches of one update, with what all of them together tell."""
+        here = [self.annotate(batch) for batch in batches]
+        return self._with_baseline(here) if "baseline" in self.objective.needs else here
+
+    @torch.no_grad()
+    def _with_baseline(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        """Add the tag "baseline": the mean log-ratio of mismatched answers, at least 0 (arXiv:2402.01306, section 4)."""
+        was_training = self.policy.training
+        self.policy.eval()
+        asides = [self.annotate(batch.aside) for batch in batches if batch.aside is not None]
+        sums = [((self.policy(a).logp - a.streams[STREAM]) * a.weight).sum() for a in asides]
+        self.policy.train(was_training)
+        zero = torch.zeros((), device=self.accelerator.device)
+        total, count = self._sum(sum(sums, zero)), self._sum(zero + sum(a.num_segments for a in asides))
+        baseline = (total / count.clamp(min=1)).clamp(min=0)
+        return [batch.with_tag("baseline", baseline.expand(batch.num_segments)) for batch in batches]
+
     def annotate(self, batch: PackedBatch) -> PackedBatch:
         """Move a batch to the device and add what the objective needs and the rows do not bring."""
         here = batch.to(self.accelerator.device)
@@ -120,7 +155,7 @@ class Trainer:
             here = here.with_stream(STREAM, self.reference.logp(here))
         return here
 
-    def train_step(self, batches: Sequence[PackedBatch], window: Window) -> dict[str, float]:
+    def train_step(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
         """One optimizer update from every batch; the result does not depend on how they are split.
 
         Returns grad_norm and the learning rate that was used. Raises TrainingError, with the weights as they were, when
@@ -132,9 +167,10 @@ class Trainer:
         for batch in batches:
             last = batch is batches[-1]
             with nullcontext() if last else acc.no_sync(self.policy):
-                total, metrics = self._total(batch)
+                total, metrics, peaks = self._total(batch)
                 acc.backward(total * acc.num_processes / count)  # DDP averages over ranks; undo it
             self.means.add(metrics)
+            self.means.raise_to(peaks)
             if not torch.isfinite(total):
                 suspects += batch.origins
         norm = acc.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or math.inf)
@@ -146,8 +182,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": float(norm), "learning_rate": learning_rate}
 
-    def _total(self, batch: PackedBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Return the sum that is learned from, and metrics as (sum, count).
+    def _total(
+        self, batch: PackedBatch
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], Mapping[str, Tensor | float]]:
+        """Return the sum that is learned from, metrics as (sum, count), and largest values.
 
         What the model says of itself holds for an average token, so it counts as often as the objective counts in this
         batch: after the one division a window has the mean of its batches, weighted by what they hold.
@@ -157,9 +195,9 @@ class Trainer:
         metrics = {"loss": (loss.total, count), **loss.metrics}
         metrics |= {name: (value * count, count) for name, value in scores.metrics.items()}
         if scores.balance is None:
-            return loss.total, metrics
+            return loss.total, metrics, loss.peaks
         metrics["moe_aux_loss"] = (scores.balance * count, count)
-        return loss.total + self.config.moe_aux_loss_coef * scores.balance * count, metrics
+        return loss.total + self.config.moe_aux_loss_coef * scores.balance * count, metrics, loss.peaks
 
     def _refuse(self, norm: float, rows: Sequence[str]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -178,13 +216,13 @@ class Trainer:
     # ---- evaluation
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate_rows(self) -> dict[str, float]:
         """Return loss and metrics on the evaluation rows, each one mean over all of them."""
         assert self.eval_loader is not None
         means = Means()
         self.policy.eval()
         for batch in self._until_stopped(self.eval_loader.batches()):
-            here = self.annotate(batch)
+            (here,) = self.annotate_window([batch])
             loss = self.objective(self.policy(here), here)
             means.add({"loss": (loss.total, self.objective.count(here)), **loss.metrics})
         self.policy.train()
@@ -197,12 +235,16 @@ class Trainer:
             yield batch
 
     def _evaluate(self) -> None:
+        if self.evaluate is None:
+            return
         values = {f"eval_{name}": value for name, value in self.evaluate().items()}
-        eval_loss, state = values["eval_loss"], self.state
-        state.last_eval_loss = eval_loss
+        state, name = self.state, "eval_reward" if "eval_reward" in values else "eval_loss"
+        # A reward shall rise, a loss shall fall.
+        eval_loss = -values[name] if name == "eval_reward" else values[name]
+        state.last_eval_loss = values.get("eval_loss")
         self.run.event("eval", step=state.step, epoch=round(state.epoch, 4), **values)
         self.accelerator.log(values, step=state.step)
-        logger.info("step %d  eval_loss %.4f", state.step, eval_loss)
+        logger.info("step %d  %s %.4f", state.step, name, values[name])
         if eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.evaluations_without_gain = eval_loss, state.step, 0
             if self.config.load_best_model_at_end:
@@ -272,7 +314,7 @@ class Trainer:
         state = self.state
         if state.step % self.config.logging_steps and state.step != self.total_steps:
             return
-        means = self.means.take(self._sum)
+        means = {"loss": math.nan, **self.means.take(self._sum), **self.means.peaks(self.accelerator.gather)}
         state.last_loss = means["loss"]
         line = {
             **means,

@@ -278,7 +278,8 @@ def _log_plan(config: RunConfig, data: Data, trainer: Trainer) -> None:
 def _finish(
     config: RunConfig, run: RunStore, trainer: Trainer, state: TrainState, save_model: Callable[[Path], None]
 ) -> TrainResult:
-    eval_loss = trainer.evaluate()["loss"] if trainer.eval_loader is not None else None
+    found = trainer.evaluate() if trainer.evaluate is not None else {}
+    eval_loss = found.get("loss")
     source = (
         best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
     )
