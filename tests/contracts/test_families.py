@@ -136,7 +136,7 @@ def test_entropy_and_checkpointing(tiny: Path) -> None:
     model = load(tiny, FOREST)
     patch.install(model)
     batch = pack(UNITS)
-    plain = Policy(model)(batch, with_entropy=True)
+    plain = Policy(model)(batch, reads=frozenset({"logp", "entropy"}))
     assert plain.entropy is not None
     assert (plain.entropy > 0).all()
     model.train()

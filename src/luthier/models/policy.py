@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.patch import FOREST
 from luthier.models.routing import watched
 from luthier.models.virtual import Virtual, virtual_tokens
+
+if TYPE_CHECKING:
+    from luthier.core.protocols import Read
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
 """transformers hands a 4-dimensional mask on as it is; forest attention does not look at it."""
@@ -37,34 +40,62 @@ class Policy(nn.Module):
         chunk_bytes: int = CHUNK_BYTES,
         offload: AbstractContextManager[None] | None = None,
         balance: bool = False,
+        value_head: nn.Linear | None = None,
     ) -> None:
         """`chunk_bytes`: of logits at a time; `offload`: where activations wait for the backward pass.
 
-        `balance`: also say how evenly the experts are used, and its loss.
+        `balance`: also say how evenly the experts are used, and its loss; `value_head`: [1, D], float32.
         """
         super().__init__()
         self.model = model
+        self.value_head = value_head
+        """Reads a value from the hidden states of this model."""
+        self.critic: Policy | None = None
+        """A model of its own that says the value instead."""
+        self.temperature = 1.0
+        """Log-probabilities and entropy are those of softmax(logits / temperature)."""
         self.autocast, self.chunk_bytes, self.offload = autocast, chunk_bytes, offload
         self.balance = balance
 
-    def forward(self, batch: PackedBatch, *, with_entropy: bool = False) -> Scores:
-        """Return log-probabilities [N] of the wanted targets, in nats, float32.
+    def forward(self, batch: PackedBatch, *, reads: frozenset[Read] = frozenset({"logp"})) -> Scores:
+        """Return what `reads` names of the wanted predictions, [N] each, float32, log-probabilities in nats.
+
+        Only that is computed: without "logp" and "entropy" the output head is left alone.
+        """
+        value_N = None
+        if "value" in reads and self.critic is not None:
+            value_N = self.critic(batch, reads=frozenset({"value"})).value
+            reads = reads - {"value"}
+        if not reads:
+            return Scores(logp=_nothing(batch), value=value_N)
+        hidden_TD, routes = self._hidden(batch)
+        hidden_ND = hidden_TD.index_select(0, batch.rows)
+        scores = Scores(logp=_nothing(batch))
+        if reads & {"logp", "entropy"}:
+            rows_ND = hidden_ND.to(self.autocast or hidden_ND.dtype)
+            scores = self._score(rows_ND, batch.targets, with_entropy="entropy" in reads)
+        scores = replace(scores, value=self._value(hidden_ND) if "value" in reads else value_N)
+        if routes is None or not routes.logits_TE:
+            return scores
+        return replace(scores, balance=routes.balance(), metrics={"expert_load_max": routes.busiest()})
+
+    def _hidden(self, batch: PackedBatch) -> tuple[Tensor, Any]:
+        """Return hidden states [T, D] behind the last norm, and where tokens went in a mixture of experts.
 
         The cache must stay off: with it, transformers silently lets packed rows see each other.
         """
-        plain, device = plain_model(self.model), batch.input_ids.device
+        device = batch.input_ids.device
         number_format = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with number_format, self.offload if self.offload and torch.is_grad_enabled() else nullcontext():
             virtual = virtual_tokens(self.model)
             with watched(self.model) if self.balance else nullcontext() as routes:
-                hidden_TD = (self._alone if self._is_alone(batch) else self._packed)(batch, virtual)
-        hidden_ND = hidden_TD.index_select(0, batch.rows)
-        scores = self._score(
-            plain, hidden_ND.to(self.autocast or hidden_ND.dtype), batch.targets, with_entropy=with_entropy
-        )
-        if routes is None or not routes.logits_TE:
-            return scores
-        return replace(scores, balance=routes.balance(), metrics={"expert_load_max": routes.busiest()})
+                return (self._alone if self._is_alone(batch) else self._packed)(batch, virtual), routes
+
+    def _value(self, hidden_ND: Tensor) -> Tensor:
+        """Return the value [N] of each hidden state; in float32, because small differences are what counts."""
+        assert self.value_head is not None, "this model has neither a value head nor a critic"
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return self.value_head(hidden_ND.float())[:, 0]
 
     def _is_alone(self, batch: PackedBatch) -> bool:
         config = plain_model(self.model).config
@@ -111,7 +142,7 @@ class Policy(nn.Module):
             spans = spans.below(virtual.num_tokens)
         if config._attn_implementation == FOREST:
             return {"attention_mask": _THROUGH.to(device), "forest": spans}
-        dtype = self.autocast or next(self.parameters()).dtype
+        dtype = self.autocast or next(self.model.parameters()).dtype
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
         # The queries of a prefix are not computed.
@@ -122,10 +153,13 @@ class Policy(nn.Module):
         }
         return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
-    def _score(self, plain: Any, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
+    def _score(self, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
+        plain = plain_model(self.model)
         head, config = at_work(plain.get_output_embeddings()), plain.config
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
+        # cap/T tanh((scale/T) z / (cap/T)) = cap tanh(scale z / cap) / T: divided behind the cap, as in sampling.
+        scale, softcap = scale / self.temperature, None if softcap is None else softcap / self.temperature
         if type(head) is not nn.Linear:
             return _score_through(head, hidden_ND, targets_N, scale, softcap)
         weight_VD = head.weight.to(hidden_ND.dtype)
@@ -134,6 +168,10 @@ class Policy(nn.Module):
         options = head.bias, scale, softcap, with_entropy, self.chunk_bytes
         logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, *options)
         return Scores(logp=logp_N, entropy=entropy_N)
+
+
+def _nothing(batch: PackedBatch) -> Tensor:
+    return batch.weight.new_zeros(0)
 
 
 def _inputs(batch: PackedBatch) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from luthier.config.schema import TrainConfig
@@ -136,7 +136,7 @@ class Trainer:
 
     @torch.no_grad()
     def _with_baseline(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
-        """Add the tag "baseline": the mean log-ratio of mismatched answers, at least 0 (arXiv:2402.01306, section 4)."""
+        """Add the tag "baseline": the mean log-ratio of mismatched answers, at least 0 (arXiv:2402.01306)."""
         was_training = self.policy.training
         self.policy.eval()
         asides = [self.annotate(batch.aside) for batch in batches if batch.aside is not None]
@@ -190,7 +190,7 @@ class Trainer:
         What the model says of itself holds for an average token, so it counts as often as the objective counts in this
         batch: after the one division a window has the mean of its batches, weighted by what they hold.
         """
-        scores: Scores = self.policy(batch)
+        scores: Scores = self.policy(batch, reads=self.objective.reads)
         loss, count = self.objective(scores, batch), self.objective.count(batch)
         metrics = {"loss": (loss.total, count), **loss.metrics}
         metrics |= {name: (value * count, count) for name, value in scores.metrics.items()}
@@ -223,7 +223,7 @@ class Trainer:
         self.policy.eval()
         for batch in self._until_stopped(self.eval_loader.batches()):
             (here,) = self.annotate_window([batch])
-            loss = self.objective(self.policy(here), here)
+            loss = self.objective(self.policy(here, reads=self.objective.reads), here)
             means.add({"loss": (loss.total, self.objective.count(here)), **loss.metrics})
         self.policy.train()
         return means.take(self._sum)

@@ -167,7 +167,7 @@ def _measure(
     here = {name: _annotated(getattr(batches, name), config).to(placement.device) for name in ("largest", "typical")}
 
     def forward_backward(name: str) -> None:
-        config.objective(policy(here[name]), here[name]).total.backward()
+        config.objective(policy(here[name], reads=config.objective.reads), here[name]).total.backward()
 
     def update() -> None:
         nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
