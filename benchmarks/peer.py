@@ -76,8 +76,11 @@ def common_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def train(trainer: type[Any], config: Any, options: argparse.Namespace) -> None:
-    """Train LoRA with a class of TRL and print seconds, losses and peak memory as one JSON object."""
+def train(trainer: type[Any], config: Any, options: argparse.Namespace, **more: Any) -> None:
+    """Train LoRA with a class of TRL and print seconds, losses and peak memory as one JSON object.
+
+    `more`: arguments that only this class takes.
+    """
     with open(options.rows) as file:
         rows = json.load(file)
     clock = Clock()
@@ -90,6 +93,7 @@ def train(trainer: type[Any], config: Any, options: argparse.Namespace) -> None:
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
         callbacks=[clock],
+        **more,
     ).train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": clock.seconds, "losses": clock.losses, "peak_bytes": peak}))

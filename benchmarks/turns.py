@@ -64,15 +64,21 @@ Rounds = list[tuple[Side, Side]]
 
 def arguments(description: str | None, rows: str) -> argparse.Namespace:
     """Read the command line that training benchmarks share; `rows` says what the file holds."""
+    shared = parser(description)
+    shared.add_argument("--rows", type=Path, required=True, help=rows)
+    return shared.parse_args()
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the options of every training benchmark."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, required=True, help=rows)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peer-python", type=Path, default=Path(".bench/bin/python"))
     fast = ["float32", "bfloat16"] if has_fast_bfloat16() else ["float32"]
     parser.add_argument("--dtypes", nargs="+", default=fast, choices=["float32", "bfloat16"])
-    return parser.parse_args()
+    return parser
 
 
 def measure(task: Task, options: argparse.Namespace) -> dict[str, Rounds]:

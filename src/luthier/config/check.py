@@ -6,11 +6,30 @@ from collections.abc import Callable
 
 from luthier.config.combinations import why_not
 from luthier.config.schema import RunConfig
-from luthier.core.registry import TUNINGS
+from luthier.core.registry import OBJECTIVES, TUNINGS
 
 Rule = tuple[Callable[[RunConfig], bool], str]
 
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.data.streaming and _rolls_out(c),
+        "streaming: true is for rows; prompts are read before training",
+    ),
+    (
+        lambda c: c.train.memory_budget is not None and _rolls_out(c),
+        "memory_budget plans from the lengths of rows, but answers are not known beforehand; set "
+        "gradient_checkpointing instead",
+    ),
+    (
+        lambda c: c.rollout.importance_cap > 0 and c.rollout.old_logp == "engine",
+        "importance_cap weighs the trainer's log-probabilities against the engine's, but old_logp: engine takes the "
+        "engine's for both; leave one of them out",
+    ),
+    (
+        lambda c: c.rollout.reward_model is not None and not _rolls_out(c),
+        "reward_model grades answers while training, but this objective learns from rows; leave it out, or set "
+        "stage: ppo or grpo",
+    ),
     (
         lambda c: c.model.decode_dtype != "auto" and c.model.engine == "hf",
         "decode_dtype is for our decoder, but engine: hf was asked for; leave one of them out",
@@ -86,9 +105,23 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def _rolls_out(config: RunConfig) -> bool:
+    return "rollouts" in config.objective.needs
+
+
+def _group_too_small(config: RunConfig) -> list[str]:
+    if not _rolls_out(config) or config.rollout.num_generations >= config.objective.smallest_group:
+        return []
+    name, smallest = OBJECTIVES.name_of(config.objective), config.objective.smallest_group
+    return [
+        f"num_generations: {config.rollout.num_generations} is too small for {name}, which compares the answers to one "
+        f"prompt with each other; set it to {smallest} or more"
+    ]
+
+
 def cross_checks(config: RunConfig) -> list[str]:
     """Return the message of every rule that `config` breaks."""
     tuning, quantization = TUNINGS.name_of(config.tuning), config.model.quantization
     reason = why_not(tuning, quantization)
     impossible = [] if reason is None else [f"finetuning_type: {tuning} with quantization: {quantization}: {reason}"]
-    return impossible + [message for broken, message in RULES if broken(config)]
+    return impossible + _group_too_small(config) + [message for broken, message in RULES if broken(config)]

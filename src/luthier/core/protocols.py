@@ -78,6 +78,10 @@ class RolloutObjective(Objective, Protocol):
 
     kl_coef: float
 
+    def next_kl_coef(self, current: float, measured: float, num_answers: int) -> float:
+        """Return the coefficient of the step after one in which answers had a KL of `measured` nats on average."""
+        ...
+
     def advantages(self, rewards_G: Tensor) -> Tensor:
         """Return the advantage of each answer of one group, [G], float64."""
         ...
@@ -136,8 +140,13 @@ class Tuning(Protocol):
 class Engine(Protocol):
     """The only way anything generates text: rollouts, chat, server, evaluation."""
 
-    def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
-        """Return `n` completions for each prompt."""
+    keeps_weights: ClassVar[bool]
+    """True: answers come from a copy of the weights as they were at the last `sync`; False: from the module itself."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
+    ) -> list[list[Completion]]:
+        """Return `n` completions for each prompt; `how` is one for all, or one for each."""
         ...
 
     def stream(self, prompt: Prompt, how: Sampling) -> Iterator[str]:

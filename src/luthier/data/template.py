@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MARK = "\uf8fe"
 """A private-use character that stands in no text worth training on."""
 
+STAND_IN = "\uf8fd"
+"""Stands for an answer whose tokens are there already."""
+
 
 @dataclass(slots=True)
 class Rendered:
@@ -74,6 +77,25 @@ class ChatTemplate:
             return self._tokenize(text, _borders(text, self._prompts(guarded, described)))[0]
         except RowError as error:
             raise DataError(str(error), code="data_bad_row") from error
+
+    def between(self, context: Sequence[Message], said: Message, tools: str | None, last: int) -> list[int]:
+        """Return the ids between an answer, which ends with token `last`, and the next one: `said` in between.
+
+        Raises DataError when the template does not take such a conversation.
+        """
+        answer = Message(role="assistant", content=STAND_IN)
+        try:
+            guarded, described, _ = self._guard(self._with_system([*context, answer, said]), tools_of(tools))
+            text = self._render(guarded, described, answer_next=True)
+            _, found, rest = text.rpartition(STAND_IN)
+            if not found:
+                wanted, there = "a template that keeps earlier answers", words("one that does not")
+                raise RowError("template", "messages", wanted, there)
+            ids = self._tokenize(rest, _borders(rest, []))[0]
+        except RowError as error:
+            raise DataError(str(error), code="data_bad_row") from error
+        # The answer has ended already, with its own end token.
+        return ids[1:] if ids and (ids[0] == last or {ids[0], last} <= self._end_ids) else ids
 
     def render(self, example: Example) -> Rendered:
         """Return one unit: the segments of each ending.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,9 +25,16 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
+def one_each(how: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
+    """Return how each of `count` prompts is answered."""
+    return [how] * count if isinstance(how, Sampling) else list(how)
+
+
 @ENGINES.register("hf")
 class HfEngine:
     """Shares the module that it is given; left-pads prompts of a batch."""
+
+    keeps_weights: ClassVar[bool] = False
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
         self.model: Any = model
@@ -38,13 +46,24 @@ class HfEngine:
         """Adopt new weights; the module is shared, so only the version moves."""
         self.model, self.version = model, version
 
-    def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
-        """Return `n` completions for each prompt, in the order of the prompts; longest prompts run first."""
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    def generate(
+        self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
+    ) -> list[list[Completion]]:
+        """Return `n` completions for each prompt, in the order of the prompts; longest prompts run first.
+
+        Prompts that are answered in one way but for the seed run together; the seed of the first one counts.
+        """
         answers: list[list[Completion]] = [[] for _ in prompts]
-        for chosen in self._batches(order, prompts):
-            for index, completion in self._batch([(i, prompts[i]) for i in chosen for _ in range(n)], how):
-                answers[index].append(completion)
+        alike: dict[Sampling, list[int]] = {}
+        hows = one_each(how, len(prompts))
+        for index, each in enumerate(hows):
+            alike.setdefault(replace(each, sampling_seed=None), []).append(index)
+        for places in alike.values():
+            order = sorted(places, key=lambda i: -len(prompts[i]))
+            for chosen in self._batches(order, prompts):
+                rows = [(i, prompts[i]) for i in chosen for _ in range(n)]
+                for index, completion in self._batch(rows, hows[chosen[0]]):
+                    answers[index].append(completion)
         return answers
 
     def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> Iterator[list[int]]:

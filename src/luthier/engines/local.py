@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
-from luthier.engines.hf import end_ids
+from luthier.engines.hf import end_ids, one_each
 from luthier.engines.pages import PageStore
 from luthier.engines.sample import choose
 from luthier.engines.text import TextStream
@@ -92,6 +92,8 @@ class LocalEngine:
     `batch_size`: most answers that grow together.
     """
 
+    keeps_weights: ClassVar[bool] = True
+
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32, kind: str | None = None) -> None:
         self.tokenizer, self.batch_size, self._kind = tokenizer, batch_size, kind
         self.counts = {"prompt_tokens": 0, "shared_tokens": 0, "new_tokens": 0, "steps": 0}
@@ -127,9 +129,12 @@ class LocalEngine:
             self._pages.forget_all()
             self._pages.keep(self._virtual, self._virtual_pages)
 
-    def generate(self, prompts: Sequence[Prompt], how: Sampling, n: int = 1) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
+    ) -> list[list[Completion]]:
         """Return `n` completions for each prompt, in the order of the prompts."""
-        requests = [self.submit(prompt, how, n) for prompt in prompts]
+        hows = one_each(how, len(prompts))
+        requests = [self.submit(prompt, each, n) for prompt, each in zip(prompts, hows, strict=True)]
         try:
             while not all(request.done for request in requests):
                 self.step()

@@ -98,7 +98,7 @@ class Trainer:
             if self._is_due(self.config.save_strategy, self.config.save_steps) or self.stop.save_now:
                 self.stop.save_now = False
                 self.save()
-            self._leave_if_stopped()
+            self.leave_if_stopped()
         self.progress.finish()
         if self.config.save_strategy != "no" and self.state.step:
             self.save()
@@ -231,7 +231,7 @@ class Trainer:
     def _until_stopped(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
         for batch in batches:
             if self.stop and self.accelerator.num_processes == 1:
-                self._leave_if_stopped()
+                self.leave_if_stopped()
             yield batch
 
     def _evaluate(self) -> None:
@@ -286,7 +286,8 @@ class Trainer:
         if not self.config.save_only_model:
             write_state(folder, self.state, self.updates)
 
-    def _leave_if_stopped(self) -> None:
+    def leave_if_stopped(self) -> None:
+        """Save and raise Interrupted when a signal asks for it."""
         stopped = torch.tensor(float(bool(self.stop)))
         if self.accelerator.num_processes > 1:
             stopped = self._sum(stopped.to(self.accelerator.device))

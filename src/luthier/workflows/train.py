@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ from luthier.core.paths import write_whole
 from luthier.core.registry import TUNINGS
 from luthier.kernels.cpu import prepare_process
 from luthier.models.adapters import is_adapter, load_adapter, save_trained
-from luthier.models.device import Placement, place
+from luthier.models.device import place
 from luthier.models.load import (
     ModelFiles,
     find,
@@ -32,7 +30,6 @@ from luthier.models.load import (
 )
 from luthier.models.policy import Policy
 from luthier.models.recompute import Offload, recompute_layers
-from luthier.models.reference import Reference
 from luthier.models.routing import check_balance
 from luthier.models.virtual import check_context
 from luthier.runs.store import RunStore, read_status
@@ -41,14 +38,17 @@ from luthier.training.optim import usual_rate
 from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
-from luthier.workflows.build import Data, make_layout, make_loaders, make_preparer, read_data, transformers_config
+from luthier.workflows.build import make_preparer, transformers_config
 from luthier.workflows.memory import look_at, plan_memory, say
-from luthier.workflows.reference import make_reference, score_beforehand
+from luthier.workflows.parts import Parts
+from luthier.workflows.reference import make_reference
 from luthier.workflows.run_directory import Holding, choose_run, publish
+from luthier.workflows.sources import Rows, Source, open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from luthier.config.schema import RunConfig
-    from luthier.data.loader import Loader
     from luthier.training.checkpoint import Checkpoint
     from luthier.training.state import TrainState
 
@@ -99,36 +99,39 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     torch.manual_seed(config.train.seed)
     accelerator = _accelerator(config, path)
     parts = _assemble(config, resume)
-    data = read_data(config, parts.preparer)
-    rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    layout = make_layout(config, rank=rank, num_ranks=num_ranks)
-    loader, eval_loader = make_loaders(config, data, parts.preparer, layout)
-    _save_memory(config, parts, loader)
+    source = open_source(config, parts, accelerator)
+    _save_memory(config, parts, source)
     with (
         Holding(path, config, accelerator) as run,
         listening(stop, lambda n: run.set_status("stopped", stop_reason=f"signal {n}")),
     ):
         if accelerator.is_main_process:
-            _write_audit(run, data)
-        reference = score_beforehand(config, data, loader, parts.reference, accelerator=accelerator, stop=stop)
+            _write_audit(run, source)
+        feed = source.feed(run, stop=stop)
         trainer = Trainer(
             parts.policy,
             config.objective,
             config.train,
             rate_of=config.tuning.learning_rate,
             accelerator=accelerator,
-            loader=loader,
-            eval_loader=eval_loader,
+            loader=feed.loader,
+            eval_loader=feed.eval_loader,
+            evaluator=feed.evaluator,
+            updates_per_step=feed.updates_per_step,
             run=run,
             save_model=parts.save_model,
             stop=stop,
-            identity=_identity(config, data),
-            reference=reference,
+            identity=_identity(config, source),
+            reference=feed.reference,
             quiet=quiet,
         )
-        _log_plan(config, data, trainer)
-        state = trainer.fit(resume)
-        return _finish(config, run, trainer, state, parts.save_model)
+        feed.attend(trainer)
+        logger.info("plan: %s, %d steps, %s", source.size, trainer.total_steps, source.per_step)
+        try:
+            state = trainer.fit(resume)
+            return _finish(config, run, trainer, state, parts.save_model)
+        finally:
+            feed.close()
 
 
 def _with_learning_rate(config: RunConfig) -> RunConfig:
@@ -159,17 +162,7 @@ def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
 # ---- objects
 
 
-@dataclass(slots=True)
-class _Parts:
-    policy: Policy
-    preparer: Any
-    save_model: Callable[[Path], None]
-    reference: Reference | None
-    placement: Placement
-    base: str
-
-
-def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
+def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     """Load the model, from the checkpoint when there is one, and put tuning and kernels on it."""
     placement = place(config.model, base_learns=config.tuning.base_learns)
     logger.info("device: %s", placement.reason)
@@ -195,17 +188,18 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> _Parts:
         check_balance(model)
     policy = Policy(model, autocast=placement.autocast, balance=balance)
     reference = make_reference(config, policy, tokenizer, placement, (below, continued))
-    return _Parts(policy, preparer, save_model, reference, placement, files.base)
+    return Parts(policy, tokenizer, preparer, save_model, reference, placement, files.base)
 
 
-def _save_memory(config: RunConfig, parts: _Parts, loader: Loader) -> None:
+def _save_memory(config: RunConfig, parts: Parts, source: Source) -> None:
     """Recompute and offload as the settings say. Raises ConfigError when `memory_budget` cannot be met."""
     policy, recomputed = parts.policy, 0
     if config.train.gradient_checkpointing:
         recomputed = len(decoder_layers(policy.model))
     if (budget := config.train.memory_budget) is not None:
+        assert isinstance(source, Rows), "a rule of the settings keeps rollouts away"
         every, learning = parameter_counts(policy.model)
-        sizes = look_at(config, loader)
+        sizes = look_at(config, source.loader)
         plan = plan_memory(config, parts.placement, parts.base, policy.model, sizes, learning=learning, every=every)
         say(plan, budget)
         recomputed, policy.chunk_bytes = plan.recomputed, plan.chunk_bytes
@@ -245,31 +239,23 @@ def _accelerator(config: RunConfig, path: Path) -> Any:
     return accelerator
 
 
-def _write_audit(run: RunStore, data: Data) -> None:
-    reports = {name: report.as_dict() for name, report in data.reports.items()}
+def _write_audit(run: RunStore, source: Source) -> None:
+    reports = {name: report.as_dict() for name, report in source.reports.items()}
     write_whole(run.path / "audit.json", json.dumps(reports, indent=1, ensure_ascii=False))
 
 
-def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
+def _identity(config: RunConfig, source: Source) -> dict[str, Any]:
     """Return what must be equal for a resumed run to mean the same."""
     nested = dump(config)
     facts = {
         f"{s}.{k}": v for s in SETTINGS_THAT_MATTER for k, v in nested[s].items() if k not in ("threads", "dataset_dir")
     }
     facts |= {f"train.{k}": nested["train"][k] for k in LOOP_SETTINGS_THAT_MATTER}
-    if data.train is not None:
-        facts["data"] = f"{len(data.train)} rows, {hashlib.sha256(data.train.unit_hash.tobytes()).hexdigest()[:16]}"
+    if "rollouts" in config.objective.needs:
+        facts |= {f"rollout.{k}": v for k, v in nested["rollout"].items()}
+    if source.fingerprint is not None:
+        facts["data"] = source.fingerprint
     return facts
-
-
-def _log_plan(config: RunConfig, data: Data, trainer: Trainer) -> None:
-    rows = len(data.train_rows) if data.train is not None else "streamed"
-    size = (
-        config.train.per_device_train_batch_size
-        * config.train.gradient_accumulation_steps
-        * trainer.accelerator.num_processes
-    )
-    logger.info("plan: %s rows, %d steps, about %d rows a step", rows, trainer.total_steps, size)
 
 
 # ---- the end
@@ -293,7 +279,8 @@ def _finish(
     speed = round(state.tokens / trainer.seconds_training, 1) if trainer.seconds_training else None
     result = TrainResult(run.path, "done", state.step, state.last_loss, eval_loss, speed, peak_memory_bytes())
     run.event("done", step=state.step, eval_loss=eval_loss)
-    facts = {"train_loss": result.train_loss, "eval_loss": eval_loss, "tokens_per_second": speed, "error": None}
+    facts = {"train_loss": result.train_loss, **{f"eval_{name}": value for name, value in found.items()}}
+    facts |= {"eval_loss": eval_loss, "tokens_per_second": speed, "error": None}
     run.set_status(
         "done",
         step=state.step,

@@ -1,0 +1,151 @@
+"""From rewards to the advantage of every learned token: normalization, penalties, groups, credit, whitening.
+
+Shapes: G answers of a group, T learned tokens of an answer, N learned tokens of a rollout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from luthier.core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from luthier.config.schema import RolloutConfig
+    from luthier.core.protocols import RolloutObjective
+    from luthier.core.types import Segment
+    from luthier.training.episodes import Episode, Group
+
+GROUP_EPSILON = 1e-4
+
+
+@dataclass(slots=True)
+class RunningDeviation:
+    """Mean and deviation of all rewards so far (Welford 1962); plain numbers, so that a checkpoint can hold them."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: Sequence[float]) -> None:
+        """Take in new values."""
+        for value in values:
+            self.count += 1
+            step = value - self.mean
+            self.mean += step / self.count
+            self.squares += step * (value - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        """Return the unbiased deviation; 1 while there is none."""
+        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 and self.squares > 0 else 1.0
+
+
+def total_rewards(group: Group, weights: Mapping[str, float], *, normalize: bool) -> None:
+    """Set the reward of each answer: the weighted sum, of what is normalized in the group first where that is asked."""
+    values = {
+        name: np.array([math.nan if (x := e.rewards[name]) is None else x for e in group.episodes]) for name in weights
+    }
+    if normalize:
+        values = {name: _normalized(each) for name, each in values.items()}
+    totals = sum((weights[name] * each for name, each in values.items()), np.zeros(len(group.episodes)))
+    for episode, total in zip(group.episodes, totals, strict=True):
+        episode.reward = float(total) if math.isfinite(total) else None
+
+
+def _normalized(values_G: np.ndarray) -> np.ndarray:
+    there = values_G[np.isfinite(values_G)]
+    if len(there) < 2:
+        return np.where(np.isfinite(values_G), 0.0, math.nan)
+    return (values_G - there.mean()) / (there.std(ddof=1) + GROUP_EPSILON)
+
+
+def shape_rewards(episodes: Sequence[Episode], config: RolloutConfig, running: RunningDeviation) -> None:
+    """Clip, scale and lower rewards as the settings say; `running` takes them in first."""
+    graded = [episode for episode in episodes if episode.reward is not None]
+    running.add([e.reward for e in graded if e.reward is not None])
+    for episode in graded:
+        assert episode.reward is not None
+        if config.score_scaling:
+            episode.reward /= running.deviation
+        if config.score_clip:
+            episode.reward = min(max(episode.reward, -config.score_clip), config.score_clip)
+        if config.cut_off == "penalize" and episode.is_cut_off:
+            episode.reward -= config.cut_off_penalty
+
+
+def learned_places(segment: Segment) -> np.ndarray:
+    """Return where the learned tokens of a segment are, [T], in the order of a packed batch."""
+    return np.flatnonzero(np.asarray(segment.weight)[1:]) + 1
+
+
+def put_stream(segment: Segment, name: str, x_T: np.ndarray) -> None:
+    """Give the learned tokens a number each."""
+    values = np.zeros(len(segment.tokens))
+    values[learned_places(segment)] = x_T
+    segment.streams[name] = values.tolist()
+
+
+def stream_of(segment: Segment, name: str) -> np.ndarray:
+    """Return the numbers of the learned tokens, [T]."""
+    return np.asarray(segment.streams[name])[learned_places(segment)]
+
+
+def log_ratio(segment: Segment) -> np.ndarray:
+    """Return log p - log ref of the learned tokens, [T], at the time of the rollout (the estimator k1)."""
+    return stream_of(segment, "old_logp") - stream_of(segment, "ref_logp")
+
+
+def assign_credit(groups: Sequence[Group], objective: RolloutObjective, kl_coef: float) -> None:
+    """Give every learned token its advantage and, where the objective needs a value, its return."""
+    for group in groups:
+        episodes = group.graded()
+        rewards = [e.reward for e in episodes if e.reward is not None]
+        if objective.penalty == "answer":
+            kl = [0.0 if e.segment is None else float(log_ratio(e.segment).sum()) for e in episodes]
+            rewards = [reward - kl_coef * each for reward, each in zip(rewards, kl, strict=True)]
+        if len(rewards) < objective.smallest_group:
+            for episode in episodes:
+                episode.segment = None
+            continue
+        advantages_G = objective.advantages(torch.tensor(rewards, dtype=torch.float64))
+        for episode, advantage in zip(episodes, advantages_G, strict=True):
+            if not bool(torch.isfinite(advantage)):
+                raise TrainingError(
+                    f"the advantage of an answer to {group.row.example.origin or 'a prompt'} is not finite "
+                    f"(rewards of its group: {rewards}); look at the rewards, or set score_clip",
+                    code="nonfinite_advantage",
+                )
+            episode.advantage = float(advantage)
+            if episode.segment is not None:
+                _credit(episode.segment, advantage, objective, kl_coef)
+
+
+def _credit(segment: Segment, advantage: torch.Tensor, objective: RolloutObjective, kl_coef: float) -> None:
+    count = len(learned_places(segment))
+    penalty = kl_coef * log_ratio(segment) if objective.penalty == "token" else np.zeros(count)
+    values = torch.from_numpy(stream_of(segment, "old_value")) if "old_value" in segment.streams else None
+    advantage_T, return_T = objective.credit(advantage, torch.from_numpy(penalty), values)
+    put_stream(segment, "advantage", advantage_T.numpy())
+    if return_T is not None:
+        put_stream(segment, "return", return_T.numpy())
+
+
+def whiten(segments: Sequence[Segment], reduce: Callable[[Any], Any]) -> None:
+    """Bring the advantages of all learned tokens, of every rank, to mean 0 and deviation 1."""
+    parts = [stream_of(segment, "advantage") for segment in segments]
+    every_N = np.concatenate(parts) if parts else np.zeros(0)
+    sums = torch.tensor([every_N.sum(), (every_N**2).sum(), float(len(every_N))], dtype=torch.float64)
+    total, squares, count = (float(each) for each in reduce(sums))
+    if count < 2:
+        return
+    mean = total / count
+    deviation = math.sqrt(max(0.0, (squares - count * mean**2) / (count - 1)))
+    for segment, x_T in zip(segments, parts, strict=True):
+        put_stream(segment, "advantage", (x_T - mean) / (deviation + 1e-8))

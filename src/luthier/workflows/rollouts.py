@@ -1,0 +1,236 @@
+"""Objectives over rollouts: prompts, engine, rewards and the collector that turns them into windows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luthier.core.anatomy import plain_model
+from luthier.core.errors import ConfigError
+from luthier.core.log import logger
+from luthier.core.protocols import Environment
+from luthier.data.audit import AuditReport
+from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
+from luthier.environments.build import build_environment
+from luthier.rewards.build import build_rewards
+from luthier.rewards.grading import Grader, NamedReward
+from luthier.training.rollout import Collector, Sizes
+from luthier.workflows.build import make_engine
+from luthier.workflows.sources import Feed
+
+if TYPE_CHECKING:
+    from luthier.config.schema import RunConfig
+    from luthier.core.protocols import Reward
+    from luthier.models.policy import Policy
+    from luthier.models.reference import Reference
+    from luthier.runs.store import RunStore
+    from luthier.training.stop import StopFlag
+    from luthier.training.trainer import Trainer
+    from luthier.workflows.parts import Parts
+
+MOST_TOGETHER = 128
+"""Answers that grow together in the engine."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """What rollouts begin with, read and checked before a run directory is made."""
+
+    train: list[PromptRow]
+    held_out: list[PromptRow]
+    reports: dict[str, AuditReport]
+    environment: Environment | None
+    rewards: list[NamedReward]
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what names exactly these prompts."""
+        digest = hashlib.sha256()
+        for row in self.train:
+            digest.update(np.asarray(row.tokens, dtype=np.int32).tobytes())
+        return f"{len(self.train)} prompts, {digest.hexdigest()[:16]}"
+
+
+class Rollouts:
+    """Prompts that are answered while training."""
+
+    def __init__(self, config: RunConfig, parts: Parts, accelerator: Any) -> None:
+        self.config, self.parts, self.accelerator = config, parts, accelerator
+        self.sizes = sizes_of(config, accelerator.num_processes)
+        without_dropout(parts.policy)
+        self.prompts: Prompts = prepare_prompts(config, parts.preparer.template, parts.policy.model, parts.grader)
+        self.reports = self.prompts.reports
+        self.size = f"{len(self.prompts.train)} prompts"
+        self.per_step = (
+            f"{self.sizes.prompts} prompts x {config.rollout.num_generations} answers and {self.sizes.updates} "
+            f"update{'s' if self.sizes.updates > 1 else ''} a step"
+        )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Return the number of prompts and a hash of all of them."""
+        return self.prompts.fingerprint
+
+    def feed(self, run: RunStore, *, stop: StopFlag) -> Feed:
+        """Return a collector, which is the loader."""
+        collector = make_collector(
+            self.config,
+            self.prompts,
+            policy=self.parts.policy,
+            reference=self.parts.reference,
+            tokenizer=self.parts.tokenizer,
+            template=self.parts.preparer.template,
+            run=run,
+            accelerator=self.accelerator,
+        )
+
+        def attend(trainer: Trainer) -> None:
+            collector.between = trainer.leave_if_stopped
+
+        return Feed(
+            collector,
+            evaluator=collector.evaluate if self.prompts.held_out else None,
+            updates_per_step=self.sizes.updates,
+            attend=attend,
+            close=collector.close,
+        )
+
+
+def sizes_of(config: RunConfig, num_ranks: int) -> Sizes:
+    """Return how many of what a step has. Raises ConfigError when the answers do not make whole groups."""
+    train, rollout, objective = config.train, config.rollout, config.objective
+    minibatches = rollout.rollout_minibatches or objective.usual_minibatches
+    answers = train.per_device_train_batch_size * train.gradient_accumulation_steps * minibatches
+    if answers % rollout.num_generations:
+        raise ConfigError(
+            f"num_generations: {rollout.num_generations} does not divide the {answers} answers of a step "
+            f"(per_device_train_batch_size {train.per_device_train_batch_size} x gradient_accumulation_steps "
+            f"{train.gradient_accumulation_steps} x rollout_minibatches {minibatches}); change one of them"
+        )
+    return Sizes(
+        prompts=answers // rollout.num_generations * num_ranks,
+        rows_per_batch=train.per_device_train_batch_size,
+        batches_per_update=train.gradient_accumulation_steps,
+        minibatches=minibatches,
+        epochs=rollout.rollout_epochs or objective.usual_epochs,
+    )
+
+
+def prepare_prompts(config: RunConfig, template: Any, model: Any, grader: Reward | None) -> Prompts:
+    """Read prompts and build what grades their answers. Raises ConfigError and DataError. `grader`: a reward model."""
+    rollout, data = config.rollout, config.data
+    environment = None if rollout.environment is None else build_environment(rollout.environment)
+    parts = rollout.rewards
+    rewards = build_rewards(parts, environment)
+    if grader is not None:
+        rewards.append(NamedReward("reward_model", rollout.reward_model_weight, grader))
+    if not rewards:
+        raise ConfigError(
+            "nothing grades the answers: set rewards (see docs/rewards.md), reward_model, or an environment that "
+            "brings a reward",
+            code="config_missing",
+        )
+    most = _most_prompt_tokens(config, model)
+    reports: dict[str, AuditReport] = {}
+    train = _read("train", config, data.dataset, environment, template, most, reports)
+    held_out = _read("eval", config, data.eval_dataset, None, template, most, reports) if data.eval_dataset else []
+    if data.val_size:
+        held = int(data.val_size) if data.val_size >= 1 else max(1, round(data.val_size * len(train)))
+        if held >= len(train):
+            raise ConfigError(f"val_size {data.val_size:g} leaves no prompt to train on: there are {len(train)}")
+        order = np.random.default_rng(config.train.seed).permutation(len(train))
+        held_out = [train[i] for i in sorted(order[:held])]
+        train = [train[i] for i in sorted(order[held:])]
+    return Prompts(train, held_out, reports, environment, rewards)
+
+
+def _most_prompt_tokens(config: RunConfig, model: Any) -> int:
+    """Return the room for a prompt beside an answer. Raises ConfigError when there is none."""
+    answer, rows = config.rollout.max_completion_length, config.data.cutoff_len
+    limit = getattr(plain_model(model).config, "max_position_embeddings", None)
+    room = min(rows, limit or rows)
+    if answer >= room:
+        what = f"cutoff_len is {rows}" if rows <= (limit or rows) else f"this model sees at most {limit} tokens"
+        raise ConfigError(f"max_completion_length {answer} leaves no room for a prompt: {what}; lower it")
+    return room - answer
+
+
+def _read(
+    which: str,
+    config: RunConfig,
+    names: tuple[str, ...],
+    environment: Environment | None,
+    template: Any,
+    most: int,
+    reports: dict[str, AuditReport],
+) -> list[PromptRow]:
+    examples = list(environment.examples()) if environment is not None else []
+    if examples and names:
+        raise ConfigError("dataset and an environment with prompts of its own are both set; keep one")
+    if examples:
+        report = AuditReport(rows=len(examples))
+        rows = tokenize(examples, template, config.data, most, report)
+    elif names:
+        rows, report = read_prompts(names, template, config.data, most)
+    else:
+        raise ConfigError(
+            "dataset is required: a name in dataset_info.json or a file with prompts, or set environment",
+            code="config_missing",
+        )
+    reports[which] = report
+    logger.info("prompts: %s", report.total())
+    report.enforce(config.data.bad_rows)
+    return rows
+
+
+def make_collector(
+    config: RunConfig,
+    prompts: Prompts,
+    *,
+    policy: Policy,
+    reference: Reference | None,
+    tokenizer: Any,
+    template: Any,
+    run: RunStore,
+    accelerator: Any,
+) -> Collector:
+    """Return what makes the windows of this run."""
+    sizes = sizes_of(config, accelerator.num_processes)
+    answers = sizes.prompts // accelerator.num_processes * config.rollout.num_generations
+    evaluate = replace(config.evaluate, predict_batch_size=max(1, min(answers, MOST_TOGETHER)))
+    engine = make_engine(policy.model, tokenizer, replace(config, evaluate=evaluate))
+    if config.rollout.rollout_ahead and not engine.keeps_weights:
+        raise ConfigError(
+            "rollout_ahead: 1 needs an engine with weights of its own, because this one reads those that are being "
+            "trained; set it to 0, or engine: local"
+        )
+    return Collector(
+        prompts=PromptOrder(prompts.train, seed=config.train.seed, shuffle=not config.data.disable_shuffling),
+        held_out=prompts.held_out,
+        sizes=sizes,
+        objective=config.objective,
+        config=config.rollout,
+        policy=policy,
+        reference=reference,
+        engine=engine,
+        grader=Grader(prompts.rewards, time_limit_seconds=config.rollout.reward_time_limit_seconds),
+        template=template,
+        environment=prompts.environment,
+        run=run,
+        accelerator=accelerator,
+        seed=config.train.seed,
+    )
+
+
+def without_dropout(model: Any) -> None:
+    """Switch dropout off: a ratio of log-probabilities would compare two different masks."""
+    import torch
+
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
+    for module in found:
+        module.p = 0.0
+    if found:
+        logger.info("dropout is off: ratios would compare different masks")
