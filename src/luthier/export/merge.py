@@ -17,6 +17,8 @@ from luthier.models.foreign import read_layout
 from luthier.models.inspect import check_safetensors
 from luthier.models.load import find, load_model, load_tokenizer, merge_in
 from luthier.models.quantized import make_dense
+from luthier.models.reward_files import is_reward_model, save_reward_model
+from luthier.models.value import start_head
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
@@ -84,7 +86,13 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
     kept = _dtype_of(files.base) if config.export.export_dtype is None else getattr(torch, config.export.export_dtype)
     model = merge_in(model, files.adapters)
     logger.info("merged %d adapters in float32, written as %s", len(files.adapters), str(kept).removeprefix("torch."))
-    model.to(kept).save_pretrained(folder, max_shard_size=int(config.export.export_size * 1e9))
+    model, size = model.to(kept), int(config.export.export_size * 1e9)
+    if is_reward_model(files):
+        # The head keeps all of its digits, whatever the backbone is rounded to.
+        head = start_head(model, files, config.model, seed=config.train.seed)
+        save_reward_model(model, head, folder, pad=tokenizer.pad_token_id, max_shard_size=size)
+    else:
+        model.save_pretrained(folder, max_shard_size=size)
     tokenizer.save_pretrained(folder)
 
 

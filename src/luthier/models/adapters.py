@@ -13,6 +13,7 @@ from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger
 from luthier.models import bottleneck, going_on
+from luthier.models.reward_files import for_writing
 from luthier.tuning.parts import bottleneck as networks
 from luthier.tuning.parts.prefix import prefix_size
 
@@ -51,7 +52,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool, resume: bool = Fa
     `resume`: restore training exactly as it was, and not only what the adapter does; `base`: name of the model, to
     compare with the one that the adapter names. Raises ModelError when it was made for another base.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     facts = facts_of(folder)
     _compare_names(facts, folder, base)
@@ -61,7 +62,9 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool, resume: bool = Fa
     try:
         if trainable and going_on.is_needed(folder, facts, resume=resume):
             return going_on.load(model, folder)
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        read = for_writing(facts)
+        options: dict[str, Any] = {} if read is facts else {"config": PeftConfig.from_peft_type(**read)}
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, **options)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"adapter {folder} does not fit this base model: {first_line(error)}", code="model_adapter"

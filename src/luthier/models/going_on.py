@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import ModelError
+from luthier.models.reward_files import for_writing
 from luthier.tuning.parts.starts import INITIAL, give_away, lora_layers
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def load(model: Any, folder: Path) -> Any:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return configuration and tensors to train on with; virtual tokens without a network are the whole of it."""
     if not (folder / FILE).is_file():
-        facts = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        facts = for_writing(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
         return facts, {"embedding.weight": load_file(folder / _WEIGHTS)["prompt_embeddings"]}
     with safe_open(folder / FILE, framework="pt") as file:
         return json.loads(file.metadata()["config"]), load_file(folder / FILE)

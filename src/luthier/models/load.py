@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +22,7 @@ from luthier.models.quantized import compute_in_torch, make_mergeable, quantized
 from luthier.models.quantized_files import open_weights, other_form, stored_form, unpack
 from luthier.models.quantized_load import Choice, choose
 from luthier.models.quantized_load import load as load_by_tensor
+from luthier.models.reward_files import drop_output_head, refuse_reward_model, says_reward, without_report
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _look(files: ModelFiles, config: ModelConfig) -> None:
 
 
 def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
-    """Load the base model, frozen, without adapter and kernels. Raises ModelError."""
+    """Load the base model, frozen, without adapter and kernels; a reward model without its head. Raises ModelError."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -174,20 +175,24 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
         layout = read_layout(files.base, revision=config.model_revision, allow_remote_code=config.allow_remote_code)
         facts, options = layout.config, {"revision": config.model_revision, "trust_remote_code": layout.remote}
         attention = attention_for(facts, config.kernels)
-        if choice is not None or stored_form(facts) is not None or layout.foreign is not None:
-            model = _load_by_tensor(files, config, placement, layout, choice)
-        else:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                files.base,
-                dtype=placement.dtype,
-                attn_implementation=attention,
-                use_safetensors=None if config.allow_pickle else True,
-                **options,
-            )
+        by_tensor = choice is not None or stored_form(facts) is not None or layout.foreign is not None
+        with without_report() if says_reward(facts) else nullcontext():
+            if by_tensor:
+                model = _load_by_tensor(files, config, placement, layout, choice)
+            else:
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    files.base,
+                    dtype=placement.dtype,
+                    attn_implementation=attention,
+                    use_safetensors=None if config.allow_pickle else True,
+                    **options,
+                )
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(
             f"model {files.public_base} cannot be loaded: {first_line(error)}", code="model_missing"
         ) from error
+    if says_reward(facts):
+        drop_output_head(model)
     return _moved(model, placement).requires_grad_(False)
 
 
@@ -260,6 +265,7 @@ def merge_in(model: Any, folders: Sequence[Path]) -> Any:
 def load_for_inference(config: ModelConfig, placement: Placement, *, with_adapter: bool = True) -> tuple[Any, Any]:
     """Return (model, tokenizer) ready to answer; `with_adapter=False` gives the untouched base."""
     files = find(config)
+    refuse_reward_model(files if with_adapter else files.below)
     tokenizer = load_tokenizer(files, config)
     model = load_with_adapters(files if with_adapter else files.below, config, placement)
     for name, folder in config.more_adapters.items() if with_adapter else ():

@@ -30,7 +30,10 @@ from luthier.models.load import (
 )
 from luthier.models.policy import Policy
 from luthier.models.recompute import Offload, recompute_layers
+from luthier.models.reward_files import refuse_reward_model
+from luthier.models.reward_model import give_padding
 from luthier.models.routing import check_balance
+from luthier.models.value import only_values, save_with_head, start_head
 from luthier.models.virtual import check_context
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
@@ -164,6 +167,9 @@ def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
 
 def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     """Load the model, from the checkpoint when there is one, and put tuning and kernels on it."""
+    grades = {"value", "rollouts"} & config.objective.needs == {"value"}
+    if not grades:
+        refuse_reward_model(find(config.model))
     placement = place(config.model, base_learns=config.tuning.base_learns)
     logger.info("device: %s", placement.reason)
     below, continued = _stack(config)
@@ -173,6 +179,9 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     tokenizer = load_tokenizer(files if continued is None else find(config.model), config.model)
     model = merge_in(load_model(files, config.model, placement), files.adapters)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
+    if grades:
+        give_padding(preparer.template)
+        only_values(model)
     model = _tuned(model, config, continued, resume, below.public_base)
     check_context(model, config.data.cutoff_len)
     put_kernels(model, config.model)
@@ -180,6 +189,9 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
 
     def save_model(folder: Path) -> None:
+        if grades:
+            save_with_head(policy, folder, tokenizer, below.public_base)
+            return
         save_trained(model, folder, below.public_base)
         tokenizer.save_pretrained(folder)
 
@@ -187,6 +199,9 @@ def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     if balance:
         check_balance(model)
     policy = Policy(model, autocast=placement.autocast, balance=balance)
+    if grades:
+        begun = resume.path if resume is not None else None
+        policy.value_head = start_head(model, find(config.model), config.model, seed=config.train.seed, resume=begun)
     reference = make_reference(config, policy, tokenizer, placement, (below, continued))
     return Parts(policy, tokenizer, preparer, save_model, reference, placement, files.base)
 

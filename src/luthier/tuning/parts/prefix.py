@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.core.anatomy import backbone_of
 from luthier.core.errors import ConfigError
 
 
 @torch.no_grad()
 def activations(plain: Any, ids_P: Tensor) -> Tensor:
     """Return keys and values of real tokens in peft's order, [P, L * 2, K, C]."""
-    cache, count = plain(input_ids=ids_P[None].to(plain.device), use_cache=True).past_key_values, len(ids_P)
+    inputs = {"input_ids": ids_P[None].to(plain.device), "use_cache": True}
+    cache, count = backbone_of(plain)(**inputs).past_key_values, len(ids_P)
     # Layers with a window keep the latest tokens only; the others of such a layer begin as zeros.
     parts = [x[0] for layer in cache.layers for x in (layer.keys, layer.values)]
     filled = [torch.nn.functional.pad(x_KPC, (0, 0, count - x_KPC.shape[1], 0)) for x_KPC in parts]
