@@ -27,13 +27,13 @@ def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def usual_rate(tuning: Tuning, objective: Objective, hidden: int) -> float:
-    """Return the peak learning rate for a model of this width where the settings give none.
+def usual_rate(tuning: Tuning, objective: Objective | None, hidden: int) -> float:
+    """Return the peak learning rate for a model of this width where the settings give none; None: supervised rows.
 
     It falls with the width to the power 0.78, the exponent fitted for Llama models in "LoRA Without Regret" (Schulman
     and Thinking Machines Lab, 2025); the tuning knows its rate at width 2000.
     """
-    usual = tuning.usual_rate * tuning.rate_factor() * objective.rate_factor
+    usual = tuning.usual_rate * tuning.rate_factor() * (1.0 if objective is None else objective.rate_factor)
     return float(f"{usual * (USUAL_WIDTH / hidden) ** 0.78:.2g}")
 
 

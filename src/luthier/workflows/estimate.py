@@ -13,6 +13,7 @@ from luthier.models.device import place
 from luthier.models.foreign import read_layout
 from luthier.models.load import load_tokenizer, parameter_counts, resolve
 from luthier.models.quantized import quantize
+from luthier.models.value import only_grades, only_values
 from luthier.training.metrics import clock
 from luthier.training.optim import warmup_steps
 from luthier.training.trainer import total_steps
@@ -94,6 +95,8 @@ def _shell(base: str, config: RunConfig) -> Any:
         # Codes and scales take as much room whosever they are.
         double = config.model.double_quantization
         quantize(model, config.model.quantization, double=double, dtype=torch.float32)
+    if only_grades(config.objective.needs):
+        only_values(model)
     with torch.device("meta"):
         return config.tuning.apply(model.requires_grad_(False))
 

@@ -25,6 +25,7 @@ from luthier.models.patch import attention_for, register_attention
 from luthier.models.policy import Policy
 from luthier.models.quantized_load import choose, make_narrow
 from luthier.models.recompute import recompute_layers
+from luthier.models.value import make_head, only_grades, only_values
 from luthier.training.optim import learning_parameters, make_optimizer
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def _measure(
 ) -> _Measured:
     model = _short_model(config, placement, facts, layers)
     recompute_layers(model, layers if recompute else 0)
-    policy = Policy(model, autocast=placement.autocast, chunk_bytes=chunk_bytes).train()
+    head = make_head(model, 0) if only_grades(config.objective.needs) else None
+    policy = Policy(model, autocast=placement.autocast, chunk_bytes=chunk_bytes, value_head=head).train()
     optimizer = make_optimizer(config.train, learning_parameters(policy))
     here = {name: _annotated(getattr(batches, name), config).to(placement.device) for name in ("largest", "typical")}
 
@@ -212,6 +214,8 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     for weight in model.requires_grad_(False).parameters():
         weight.fill_(0.01)
     model = make_narrow(model.to(placement.device), choose(config.model, placement), placement)
+    if only_grades(config.objective.needs):
+        only_values(model)
     model = config.tuning.apply(model)
     put_kernels(model, config.model, quiet=True)
     return model

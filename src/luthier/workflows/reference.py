@@ -15,6 +15,7 @@ from luthier.models.adapters import has_adapter
 from luthier.models.load import ModelFiles, load_tokenizer, load_with_adapters, put_kernels, resolve
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference, with_first_adapter, without_adapter
+from luthier.models.reward_files import refuse_reward_model
 from luthier.training.reference import attach_reference
 from luthier.training.state import versions
 
@@ -42,6 +43,7 @@ def make_reference(
         return None
     below, continued = began
     files = below if config.model.ref_model is None else resolve(config.model.ref_model)
+    refuse_reward_model(files)
     parts = (_folder(files.base, config), *files.adapters)
     if config.model.ref_model is not None:
         _check_tokenizer(files, config, tokenizer)
@@ -67,7 +69,10 @@ def _check_tokenizer(files: ModelFiles, config: RunConfig, tokenizer: Any) -> No
 def _load(files: ModelFiles, config: RunConfig, placement: Placement) -> Policy:
     model = load_with_adapters(files, config.model, placement)
     put_kernels(model, config.model)
-    return Policy(model, autocast=placement.autocast).eval()
+    policy = Policy(model, autocast=placement.autocast).eval()
+    if "rollouts" in config.objective.needs:
+        policy.temperature = config.rollout.rollout_temperature
+    return policy
 
 
 def _folder(base: str, config: RunConfig) -> Path:

@@ -17,13 +17,13 @@ from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
 from luthier.environments.build import build_environment
 from luthier.rewards.build import build_rewards
 from luthier.rewards.grading import Grader, NamedReward
+from luthier.training.model_reward import ModelReward
 from luthier.training.rollout import Collector, Sizes
 from luthier.workflows.build import make_engine
 from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
-    from luthier.core.protocols import Reward
     from luthier.models.policy import Policy
     from luthier.models.reference import Reference
     from luthier.runs.store import RunStore
@@ -61,7 +61,7 @@ class Rollouts:
         self.config, self.parts, self.accelerator = config, parts, accelerator
         self.sizes = sizes_of(config, accelerator.num_processes)
         without_dropout(parts.policy)
-        self.prompts: Prompts = prepare_prompts(config, parts.preparer.template, parts.policy.model, parts.grader)
+        self.prompts: Prompts = prepare_prompts(config, parts)
         self.reports = self.prompts.reports
         self.size = f"{len(self.prompts.train)} prompts"
         self.per_step = (
@@ -119,14 +119,15 @@ def sizes_of(config: RunConfig, num_ranks: int) -> Sizes:
     )
 
 
-def prepare_prompts(config: RunConfig, template: Any, model: Any, grader: Reward | None) -> Prompts:
-    """Read prompts and build what grades their answers. Raises ConfigError and DataError. `grader`: a reward model."""
+def prepare_prompts(config: RunConfig, parts: Parts) -> Prompts:
+    """Read prompts and build what grades their answers. Raises ConfigError and DataError."""
+    template, model = parts.preparer.template, parts.policy.model
     rollout, data = config.rollout, config.data
     environment = None if rollout.environment is None else build_environment(rollout.environment)
-    parts = rollout.rewards
-    rewards = build_rewards(parts, environment)
-    if grader is not None:
-        rewards.append(NamedReward("reward_model", rollout.reward_model_weight, grader))
+    rewards = build_rewards(rollout.rewards, environment)
+    if parts.reward_model is not None:
+        graded = ModelReward(parts.reward_model, parts.tokenizer)
+        rewards.append(NamedReward("reward_model", rollout.reward_model_weight, graded))
     if not rewards:
         raise ConfigError(
             "nothing grades the answers: set rewards (see docs/rewards.md), reward_model, or an environment that "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from luthier.config.schema import RunConfig
 
-NOT_MODEL_FILES = ("optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json")
+NOT_MODEL_FILES = ("optimizer.safetensors", "rng.safetensors", "value_head.safetensors", "state.json", "manifest.json")
 
 
 def choose_run(config: RunConfig) -> tuple[Path, Checkpoint | None]:
@@ -122,7 +122,7 @@ def publish(run: Path, source: Path, save_model: Callable[[Path], None]) -> None
     temporary.mkdir()
     if source.is_dir():
         for file in source.iterdir():
-            if file.name not in NOT_MODEL_FILES:
+            if file.is_file() and file.name not in NOT_MODEL_FILES:
                 shutil.copy2(file, temporary / file.name)
     else:
         save_model(temporary)

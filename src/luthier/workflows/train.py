@@ -11,40 +11,25 @@ import torch
 
 from luthier.config.load import dump
 from luthier.core.anatomy import decoder_layers
-from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.core.registry import TUNINGS
 from luthier.kernels.cpu import prepare_process
-from luthier.models.adapters import is_adapter, load_adapter, save_trained
 from luthier.models.device import place
 from luthier.models.load import (
-    ModelFiles,
-    find,
-    load_model,
-    load_tokenizer,
-    merge_in,
     parameter_counts,
-    put_kernels,
     resolve,
 )
-from luthier.models.policy import Policy
 from luthier.models.recompute import Offload, recompute_layers
-from luthier.models.reward_files import refuse_reward_model
-from luthier.models.reward_model import give_padding
-from luthier.models.routing import check_balance
-from luthier.models.value import only_values, save_with_head, start_head
-from luthier.models.virtual import check_context
 from luthier.runs.store import RunStore, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.optim import usual_rate
 from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
-from luthier.workflows.build import make_preparer, transformers_config
+from luthier.workflows.build import transformers_config
 from luthier.workflows.memory import look_at, plan_memory, say
-from luthier.workflows.parts import Parts
-from luthier.workflows.reference import make_reference
+from luthier.workflows.parts import Parts, assemble
 from luthier.workflows.run_directory import Holding, choose_run, publish
 from luthier.workflows.sources import Rows, Source, open_source
 
@@ -52,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from luthier.config.schema import RunConfig
-    from luthier.training.checkpoint import Checkpoint
     from luthier.training.state import TrainState
 
 SETTINGS_THAT_MATTER = ("tuning", "objective", "model", "data")
@@ -101,7 +85,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     stop = StopFlag()
     torch.manual_seed(config.train.seed)
     accelerator = _accelerator(config, path)
-    parts = _assemble(config, resume)
+    parts = assemble(config, resume)
     source = open_source(config, parts, accelerator)
     _save_memory(config, parts, source)
     with (
@@ -115,14 +99,14 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             parts.policy,
             config.objective,
             config.train,
-            rate_of=config.tuning.learning_rate,
+            rate_of=parts.rate_of,
             accelerator=accelerator,
             loader=feed.loader,
             eval_loader=feed.eval_loader,
             evaluator=feed.evaluator,
             updates_per_step=feed.updates_per_step,
             run=run,
-            save_model=parts.save_model,
+            save_model=parts.save_all,
             stop=stop,
             identity=_identity(config, source),
             reference=feed.reference,
@@ -162,48 +146,7 @@ def _already_finished(path: Path, config: RunConfig) -> TrainResult | None:
                        peak_memory_bytes=status.get("peak_memory_bytes") or 0)  # fmt: skip
 
 
-# ---- objects
-
-
-def _assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
-    """Load the model, from the checkpoint when there is one, and put tuning and kernels on it."""
-    grades = {"value", "rollouts"} & config.objective.needs == {"value"}
-    if not grades:
-        refuse_reward_model(find(config.model))
-    placement = place(config.model, base_learns=config.tuning.base_learns)
-    logger.info("device: %s", placement.reason)
-    below, continued = _stack(config)
-    files = below
-    if resume is not None and not is_adapter(resume.path):
-        files = ModelFiles(str(resume.path), public_base=below.public_base)
-    tokenizer = load_tokenizer(files if continued is None else find(config.model), config.model)
-    model = merge_in(load_model(files, config.model, placement), files.adapters)
-    preparer = make_preparer(tokenizer, config, model.config.model_type)
-    if grades:
-        give_padding(preparer.template)
-        only_values(model)
-    model = _tuned(model, config, continued, resume, below.public_base)
-    check_context(model, config.data.cutoff_len)
-    put_kernels(model, config.model)
-    every, learning = parameter_counts(model)
-    logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
-
-    def save_model(folder: Path) -> None:
-        if grades:
-            save_with_head(policy, folder, tokenizer, below.public_base)
-            return
-        save_trained(model, folder, below.public_base)
-        tokenizer.save_pretrained(folder)
-
-    balance = config.train.moe_aux_loss_coef > 0
-    if balance:
-        check_balance(model)
-    policy = Policy(model, autocast=placement.autocast, balance=balance)
-    if grades:
-        begun = resume.path if resume is not None else None
-        policy.value_head = start_head(model, find(config.model), config.model, seed=config.train.seed, resume=begun)
-    reference = make_reference(config, policy, tokenizer, placement, (below, continued))
-    return Parts(policy, tokenizer, preparer, save_model, reference, placement, files.base)
+# ---- around the parts
 
 
 def _save_memory(config: RunConfig, parts: Parts, source: Source) -> None:
@@ -222,26 +165,6 @@ def _save_memory(config: RunConfig, parts: Parts, source: Source) -> None:
         recompute_layers(policy.model, recomputed)
     if config.train.offload_dir is not None:
         policy.offload = Offload(policy.model, Path(config.train.offload_dir))
-
-
-def _stack(config: RunConfig) -> tuple[ModelFiles, Path | None]:
-    """Return the model that is trained on, and the adapter that training goes on with."""
-    files = find(config.model)
-    return (files, None) if config.model.create_new_adapter else (files.below, files.adapter)
-
-
-def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None, base: str) -> Any:
-    if resume is not None and is_adapter(resume.path):
-        return load_adapter(model, resume.path, trainable=True, resume=True)
-    if adapter is None:
-        return config.tuning.apply(model)
-    if config.tuning.base_learns:
-        raise ConfigError(
-            f"{adapter} is an adapter, but {type(config.tuning).__name__.lower()} tuning trains the model below it; "
-            "set create_new_adapter: true to merge it first, or finetuning_type: lora to go on with it"
-        )
-    logger.info("continuing adapter %s with its own settings", adapter)
-    return load_adapter(model, adapter, trainable=True, base=base)
 
 
 def _accelerator(config: RunConfig, path: Path) -> Any:
