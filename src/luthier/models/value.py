@@ -28,7 +28,7 @@ from luthier.models.reward_files import (
 
 if TYPE_CHECKING:
     from luthier.config.schema import ModelConfig
-    from luthier.core.protocols import Tuning
+    from luthier.core.protocols import Need, Tuning
     from luthier.models.device import Placement
 
 
@@ -57,6 +57,11 @@ def start_head(
         raise ModelError(f"{resume} holds no value head (score.weight)", code="model_reward")
     logger.info("value head: a fresh one")
     return make_head(model, seed)
+
+
+def only_grades(needs: frozenset[Need]) -> bool:
+    """Tell whether an objective trains a reward model: values, and no answers of its own."""
+    return "value" in needs and "rollouts" not in needs
 
 
 def only_values(model: Any) -> Any:
