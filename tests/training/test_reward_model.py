@@ -69,6 +69,7 @@ if "rm" not in OBJECTIVES.names():
         monkeypatch.setattr(Preparer, "_checked", checked)
 
 
+ANSWERS = ["please stone", "21 no"]
 FULL = {"finetuning_type": "full", "lora_rank": None}
 
 
@@ -87,7 +88,7 @@ def graded(run: Path, **more: Any) -> torch.Tensor:
     """The reward of a polite and of another answer."""
     config = load_config({"model_name_or_path": str(run), "dtype": "float32", "threads": 1, **more}).config.model
     model = load_reward_model(str(run), config, place(config))
-    return model.score_text([[Message(role="user", content="say tea 3")]] * 2, ["please stone", "21 no"])
+    return model.score_text([[Message(role="user", content="say tea 3")]] * 2, ANSWERS)
 
 
 @pytest.mark.parametrize("tuning", [{}, FULL], ids=["lora", "full"])
@@ -111,12 +112,13 @@ def test_six_lines_of_plain_transformers(tiny: Path, pairs: Path, tmp_path: Path
 
         base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1)
         model = PeftModel.from_pretrained(base, tmp_path / "run").eval()
-    turns = [{"role": "user", "content": "say tea 3"}, {"role": "assistant", "content": "please stone"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
-    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    turns = [[{"role": "user", "content": "say tea 3"}, {"role": "assistant", "content": answer}] for answer in ANSWERS]
+    texts = [tokenizer.apply_chat_template(each, tokenize=False).rstrip() for each in turns]
+    inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
-        found = model(inputs["input_ids"]).logits
-    torch.testing.assert_close(found[0, 0], graded(tmp_path / "run")[0], rtol=1e-4, atol=1e-4)
+        found = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(found[:, 0], graded(tmp_path / "run"), rtol=1e-4, atol=1e-4)
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from luthier.config.schema import ModelConfig
     from luthier.models.load import ModelFiles
 
-REWARD_FILE, VALUE_FILE = "reward_head.safetensors", "value_head.safetensors"
-"""Beside an adapter that peft does not know; beside a model that answers and has a value head, too."""
+REWARD_FILE = "reward_head.safetensors"
+"""The head beside an adapter that peft does not know."""
 _SCORE, _TASK, _CLASS = "score.weight", "SEQ_CLS", "ForSequenceClassification"
 _NAMES = (_SCORE, "base_model.model.score.weight", "base_model.score.weight", "v_head.summary.weight")
 """What the head is called by transformers, by peft, by peft under virtual tokens, and by TRL's value heads."""
@@ -126,12 +127,13 @@ def _named(place: str | Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     wanted = {*_NAMES, "v_head.summary.bias"}
     folder = Path(place)
     if not folder.is_dir() or not any(folder.glob("*.safetensors")):
-        stored = open_weights(str(place), revision=config.model_revision, allow_pickle=config.allow_pickle)
+        try:
+            stored = open_weights(str(place), revision=config.model_revision, allow_pickle=config.allow_pickle)
+        except OSError:  # no weights that may be read, which whoever loads the model will say
+            return {}
         return {name: stored[name][...] for name in stored.keys() & wanted}
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        from safetensors import safe_open
-
         with safe_open(file, framework="pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in wanted.intersection(tensors.keys())}
     return found
@@ -200,11 +202,6 @@ def add_head(folder: Path, model: Any, head: nn.Linear) -> None:
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights) | {prefix + _SCORE: tensor[_SCORE]}, weights, {"format": "pt"})
     file.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def save_head(head: nn.Linear, folder: Path) -> None:
-    """Write the head of a model that also answers into a file of its own, which `read_head` finds."""
-    save_file({_SCORE: head.weight.detach().float().contiguous().cpu()}, folder / VALUE_FILE, {"format": "pt"})
 
 
 def distinct_pad(tokenizer: Any, ends: Sequence[int] = ()) -> int | None:

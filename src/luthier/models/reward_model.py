@@ -46,10 +46,16 @@ class RewardModel:
     template: ChatTemplate
     name: str
     tokens_at_a_time: int = TOKENS_AT_A_TIME
+    compared: Any = None
+    """The tokenizer that this one was compared with last, which takes a moment; and what came out."""
+    same_tokens: bool = False
 
     def takes_tokens_of(self, tokenizer: Any) -> bool:
         """Tell whether a token of `tokenizer` is the same token here; if not, answers must come as text."""
-        if self.tokenizer.get_vocab() == tokenizer.get_vocab():
+        if self.compared is tokenizer:
+            return self.same_tokens
+        self.compared, self.same_tokens = tokenizer, self.tokenizer.get_vocab() == tokenizer.get_vocab()
+        if self.same_tokens:
             return True
         sizes = f"{len(self.tokenizer)} tokens, the policy has {len(tokenizer)}"
         say_once(f"reward model {self.name} has another tokenizer ({sizes}): answers are re-tokenized through text")
