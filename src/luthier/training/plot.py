@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def plot_loss(run: Path) -> Path | None:
-    """Draw loss and evaluation loss by step; None when nothing was logged."""
+    """Draw loss and evaluation loss by step, or, where answers are graded, their reward; None when nothing is there."""
     train, held_out = read_events(run, "train"), read_events(run, "eval")
     if not train:
         return None
@@ -21,19 +21,16 @@ def plot_loss(run: Path) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    steps, losses = [e["step"] for e in train], [e["loss"] for e in train]
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
-    axes.plot(steps, smoothed(losses), color="tab:blue", label="loss, smoothed")
-    if held_out:
-        axes.plot(
-            [e["step"] for e in held_out],
-            [e["eval_loss"] for e in held_out],
-            "o-",
-            color="tab:orange",
-            label="eval_loss",
-        )
+    name = "reward" if any("reward" in event for event in train) else "loss"
+    steps, values = [e["step"] for e in train], [e.get(name) for e in train]
+    axes.plot(steps, values, color="tab:blue", alpha=0.3, label=name)
+    axes.plot(steps, smoothed(values), color="tab:blue", label=f"{name}, smoothed")
+    graded = [event for event in held_out if f"eval_{name}" in event]
+    if graded:
+        x, y = [e["step"] for e in graded], [e[f"eval_{name}"] for e in graded]
+        axes.plot(x, y, "o-", color="tab:orange", label=f"eval_{name}")
     axes.set_xlabel("step")
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel(name)
     axes.legend()
     path = run / "training_loss.png"
     figure.savefig(path, dpi=110)
