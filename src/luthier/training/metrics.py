@@ -69,13 +69,14 @@ class Progress:
         self._last = time.monotonic()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Show one training line: `values` has loss, tokens_per_second and peak_memory_bytes."""
+        """Show one training line: `values` has loss or reward, tokens_per_second and peak_memory_bytes."""
         now = time.monotonic()
         self._durations.append(now - self._last)
         self._last = now
         left = statistics.median(self._durations) * (self.total - step)
+        shown = "reward" if "reward" in values else "loss"
         text = (
-            f"step {step}/{self.total}  loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s  "
+            f"step {step}/{self.total}  {shown} {values[shown]:.4f}  {values['tokens_per_second']:.0f} tokens/s  "
             f"{clock(left)} left  {values['peak_memory_bytes'] / 1e9:.1f} GB"
         )
         logger.debug(text)
