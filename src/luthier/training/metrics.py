@@ -19,6 +19,8 @@ from luthier.core.log import logger
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from luthier.core.batch import PackedBatch, Scores
+
 
 class Means:
     """Adds up (sum, count) pairs and keeps largest values; a mean is formed once, over everything."""
@@ -49,6 +51,18 @@ class Means:
         pairs = {name: reduce(pair) for name, pair in self._totals.items()}
         self._totals = {}
         return {name: float(pair[0] / pair[1]) if pair[1] else float("nan") for name, pair in pairs.items()}
+
+
+def gap_to_engine(scores: Scores, batch: PackedBatch) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Return mean and largest |log p of the policy - log p of the engine| of answers that nothing was learned from yet.
+
+    Empty where the batch does not say what the engine thought.
+    """
+    if "engine_logp" not in batch.streams or not len(batch.targets):
+        return {}, {}
+    gap_N = (scores.logp.detach() - batch.streams["engine_logp"]).abs()
+    count = gap_N.new_tensor(float(len(gap_N)))
+    return {"rollout/logp_gap": (gap_N.sum(), count)}, {"rollout/logp_gap_max": gap_N.max()}
 
 
 def peak_memory_bytes() -> int:

@@ -16,7 +16,7 @@ from luthier.core.log import logger
 from luthier.kernels.cpu import Heap
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
-from luthier.training.metrics import Means, Progress, peak_memory_bytes
+from luthier.training.metrics import Means, Progress, gap_to_engine, peak_memory_bytes
 from luthier.training.optim import learning_parameters, make_optimizer, make_schedule, same_rate
 from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
@@ -194,10 +194,13 @@ class Trainer:
         loss, count = self.objective(scores, batch), self.objective.count(batch)
         metrics = {"loss": (loss.total, count), **loss.metrics}
         metrics |= {name: (value * count, count) for name, value in scores.metrics.items()}
+        gap, largest_gap = gap_to_engine(scores, batch)
+        metrics |= gap
+        peaks = {**loss.peaks, **largest_gap}
         if scores.balance is None:
-            return loss.total, metrics, loss.peaks
+            return loss.total, metrics, peaks
         metrics["moe_aux_loss"] = (scores.balance * count, count)
-        return loss.total + self.config.moe_aux_loss_coef * scores.balance * count, metrics, loss.peaks
+        return loss.total + self.config.moe_aux_loss_coef * scores.balance * count, metrics, peaks
 
     def _refuse(self, norm: float, rows: Sequence[str]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
