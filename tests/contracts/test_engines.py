@@ -96,10 +96,7 @@ def test_local_answers_like_every_family(family: str, decoder: str, tmp_path: Pa
     how = Sampling(max_new_tokens=30)
     for (one,), prompt in zip(engine.generate(prompts, how), prompts, strict=True):
         assert list(one.tokens) == greedy(model, prompt, engine.end_ids, 30)
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + list(one.tokens)]), use_cache=False).logits[0].float()
-        logp = torch.log_softmax(logits[len(prompt) - 1 : -1], -1).gather(1, torch.tensor(one.tokens)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(one.logp), logp, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(one.logp), logps(model, prompt, one.tokens, 1.0), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
@@ -196,7 +193,7 @@ def test_draws_follow_the_distribution() -> None:
         (Sampling(temperature=1.0, min_p=0.1), {0, 1, 2}),
         (Sampling(temperature=0.5, top_p=1e-9), {0}),
     ):
-        tokens, logp = sample.choose(logits, how, [], [rng] * len(logits))
+        tokens, logp, drawn = sample.choose(logits, how, [], [rng] * len(logits))
         assert set(tokens) == allowed
         kept = torch.tensor(sorted(allowed))
         want = torch.softmax(logits[0, kept] / how.temperature, -1)
@@ -204,6 +201,7 @@ def test_draws_follow_the_distribution() -> None:
         torch.testing.assert_close(have, want, rtol=0, atol=0.03)
         own = torch.log_softmax(logits[0], -1)
         assert logp[0] == pytest.approx(own[tokens[0]].item(), abs=1e-5)
+        assert (drawn is None) == (how.temperature == 1)
 
 
 @pytest.mark.parametrize("name", ENGINES.names())
@@ -214,6 +212,39 @@ def test_repetition_penalty_as_in_transformers(llama, name: str) -> None:
     assert [a[0].tokens for a in have] == [a[0].tokens for a in want]
 
 
+def logps(model, prompt: list[int], tokens: tuple[int, ...], temperature: float) -> torch.Tensor:
+    """Log-probabilities of the tokens of an answer, from one forward pass over all of it."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + list(tokens)]), use_cache=False).logits[0].float() / temperature
+    return torch.log_softmax(logits[len(prompt) - 1 : -1], -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        GREEDY,
+        Sampling(max_new_tokens=12, temperature=1.0, sampling_seed=1, top_p=0.9),
+        Sampling(max_new_tokens=12, temperature=0.5, sampling_seed=1, top_k=5),
+        Sampling(max_new_tokens=12, temperature=3.0, sampling_seed=1, repetition_penalty=1.5),
+        Sampling(max_new_tokens=12, repetition_penalty=1.5),
+    ],
+    ids=["greedy", "own", "cold", "hot", "penalty"],
+)
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_log_probabilities_are_those_of_the_model_and_of_the_draw(model, name: str, how: Sampling) -> None:
+    """Neither a smaller choice of tokens nor a penalty moves them: a trainer cannot know of those."""
+    engine = ENGINES.get(name)(model, byte_tokenizer(), batch_size=3)
+    for answers, prompt in zip(engine.generate(PROMPTS, how, n=2), PROMPTS, strict=True):
+        for one in answers:
+            want = logps(model, prompt, one.tokens, 1.0)
+            torch.testing.assert_close(torch.tensor(one.logp), want, rtol=1e-3, atol=1e-3)
+            if how.temperature in (0, 1):
+                assert one.drawn_logp is None
+            else:
+                want = logps(model, prompt, one.tokens, how.temperature)
+                torch.testing.assert_close(torch.tensor(one.drawn_logp), want, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ENGINES.names())
 def test_stop_texts(llama, name: str) -> None:
     engine = ENGINES.get(name)(llama, byte_tokenizer())
@@ -222,6 +253,7 @@ def test_stop_texts(llama, name: str) -> None:
     (one,) = engine.generate(PROMPTS[:1], Sampling(max_new_tokens=40, stop=(stop,)))[0]
     assert one.text == whole[: whole.index(stop)]
     assert one.finish_reason == "stop"
+    assert len(one.logp) == len(one.tokens)
 
 
 def test_streamed_text_is_whole_characters() -> None:

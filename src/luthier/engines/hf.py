@@ -7,10 +7,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
+from luthier.engines.sample import is_tempered, logp_of
 from luthier.engines.text import TextStream, cut_at
 from luthier.models.virtual import virtual_tokens
 
@@ -28,6 +29,40 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 def one_each(how: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
     """Return how each of `count` prompts is answered."""
     return [how] * count if isinstance(how, Sampling) else list(how)
+
+
+class _Watch:
+    """Sees the logits of each step before anything changes them, and keeps what they say of the token that was taken.
+
+    One step's logits are held at a time. Shapes: B rows, L tokens so far, V vocabulary.
+    """
+
+    def __init__(self, temperature: float | None) -> None:
+        self.temperature = temperature
+        self.logp: list[list[float]] = []
+        self.drawn_logp: list[list[float]] = []
+        self._waiting: tuple[int, Tensor] | None = None
+
+    def __call__(self, input_ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        self.read(input_ids_BL)
+        self._waiting = input_ids_BL.shape[1], logits_BV
+        return logits_BV
+
+    def read(self, ids_BL: Tensor) -> None:
+        """Take in what followed the logits that were seen last."""
+        if self._waiting is None or ids_BL.shape[1] <= self._waiting[0]:
+            return
+        column, logits_BV = self._waiting
+        tokens_B = ids_BL[:, column]
+        self.logp.append(logp_of(logits_BV, tokens_B).tolist())
+        if self.temperature is not None:
+            self.drawn_logp.append(logp_of(logits_BV / self.temperature, tokens_B).tolist())
+        self._waiting = None
+
+
+def _row(steps: list[list[float]], place: int, count: int) -> tuple[float, ...]:
+    return tuple(step[place] for step in steps[:count])
 
 
 @ENGINES.register("hf")
@@ -82,11 +117,17 @@ class HfEngine:
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for _, p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for _, p in prompts], device=self.model.device)
-        out = self.model.generate(input_ids=ids, attention_mask=mask, **self._options(how))
+        options, watch = self._options(how), _Watch(how.temperature if is_tempered(how) else None)
+        options["logits_processor"].insert(0, watch)
+        out = self.model.generate(input_ids=ids, attention_mask=mask, **options)
+        watch.read(out)
         rows = [row[width:].tolist() for row in out]
-        return [(i, self._completion(p, row, how)) for (i, p), row in zip(prompts, rows, strict=True)]
+        return [
+            (i, self._completion(prompt, row, how, watch, place))
+            for place, ((i, prompt), row) in enumerate(zip(prompts, rows, strict=True))
+        ]
 
-    def _completion(self, prompt: Prompt, tokens: list[int], how: Sampling) -> Completion:
+    def _completion(self, prompt: Prompt, tokens: list[int], how: Sampling, watch: _Watch, place: int) -> Completion:
         """Cut what generation went on with behind the end of this answer."""
         stream = TextStream(self.tokenizer, how.stop)
         kept: list[int] = []
@@ -103,11 +144,15 @@ class HfEngine:
             prompt_tokens=tuple(prompt),
             tokens=tuple(kept),
             text=cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), how.stop),
+            logp=_row(watch.logp, place, len(kept)),
+            drawn_logp=_row(watch.drawn_logp, place, len(kept)) if watch.temperature else None,
             finish_reason="stop" if ended else "length",
             version=self.version,
         )
 
     def _options(self, how: Sampling) -> dict[str, Any]:
+        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
         if how.sampling_seed is not None:
             torch.manual_seed(how.sampling_seed)
         options: dict[str, Any] = {"do_sample": how.temperature > 0}
@@ -115,10 +160,13 @@ class HfEngine:
             options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "min_p": how.min_p}
         if how.stop:
             options |= {"stop_strings": list(how.stop), "tokenizer": self.tokenizer}
+        # Handed over as a processor, so that what watches the logits can stand in front of it.
+        penalty = [] if how.repetition_penalty == 1.0 else [RepetitionPenaltyLogitsProcessor(how.repetition_penalty)]
         return {
             **options,
             "max_new_tokens": how.max_new_tokens,
-            "repetition_penalty": how.repetition_penalty,
+            "repetition_penalty": 1.0,
+            "logits_processor": LogitsProcessorList(penalty),
             "eos_token_id": self.end_ids,
             "pad_token_id": self.tokenizer.pad_token_id or 0,
             "use_cache": True,

@@ -73,6 +73,8 @@ class _Answer:
     draws: np.random.Generator
     tokens: list[int] = field(default_factory=list[int])
     logp: list[float] = field(default_factory=list[float])
+    drawn_logp: list[float] = field(default_factory=list[float])
+    """Empty where the temperature is 0 or 1."""
     text: TextStream | None = None
 
     @property
@@ -319,12 +321,15 @@ class LocalEngine:
             part = logits_NV if len(rows) == len(answers) else logits_NV[rows]
             how = chosen[0].request.how
             seen = [a.sequence[len(self._virtual) :] for a in chosen] if how.repetition_penalty != 1.0 else []
-            for answer, token, logp in zip(chosen, *choose(part, how, seen, [a.draws for a in chosen]), strict=True):
-                self._append(answer, token, logp)
+            tokens, logps, drawn = choose(part, how, seen, [a.draws for a in chosen])
+            for place, answer in enumerate(chosen):
+                answer.logp.append(logps[place])
+                if drawn is not None:
+                    answer.drawn_logp.append(drawn[place])
+                self._append(answer, tokens[place])
 
-    def _append(self, answer: _Answer, token: int, logp: float) -> None:
+    def _append(self, answer: _Answer, token: int) -> None:
         answer.tokens.append(token)
-        answer.logp.append(logp)
         self.counts["new_tokens"] += 1
         if answer.text is not None:
             self._read(answer, answer.text.push(token))
@@ -347,6 +352,7 @@ class LocalEngine:
             tokens=tuple(answer.tokens),
             text=answer.text.text if answer.text else self.tokenizer.decode(answer.tokens, skip_special_tokens=True),
             logp=tuple(answer.logp),
+            drawn_logp=tuple(answer.drawn_logp) or None,
             finish_reason=reason,
             version=self.version,
         )

@@ -34,26 +34,40 @@ def most_probable(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 def choose(
     logits_NV: Tensor, how: Sampling, seen: Sequence[Sequence[int]], draws: Sequence[np.random.Generator]
-) -> tuple[list[int], list[float]]:
-    """Return a token for each row and its log-probability, in nats, under the model itself.
+) -> tuple[list[int], list[float], list[float] | None]:
+    """Return a token for each row, and its log-probability, in nats, under the model and under what drew it.
 
-    `seen`: prompt and answer so far, for the repetition penalty (arXiv:1909.05858). Raises ModelError for NaN.
+    The second is that under softmax(logits / temperature), whatever was left out of the draw; None where the
+    temperature is 0 or 1. `seen`: prompt and answer so far, for the repetition penalty (arXiv:1909.05858).
+    Raises ModelError for NaN.
     """
     plain = how.repetition_penalty == 1.0
+    drawn_N = None
     if plain and how.temperature == 0:
         tokens_N, logp_N = most_probable(logits_NV)
     else:
-        norm_N = torch.logsumexp(logits_NV, -1)
         shaped_NV = logits_NV if plain else _penalize(logits_NV, how.repetition_penalty, seen)
         tokens_N = shaped_NV.argmax(-1) if how.temperature == 0 else _draw(shaped_NV / how.temperature, how, draws)
-        logp_N = logits_NV.gather(1, tokens_N[:, None])[:, 0] - norm_N
+        logp_N = logp_of(logits_NV, tokens_N)
+        if is_tempered(how):
+            drawn_N = logp_of(logits_NV / how.temperature, tokens_N)
     if not bool(torch.isfinite(logp_N).all()):
         raise ModelError(
             "the model's logits are not finite: its weights are broken or overflow in this number format; "
             "try dtype: float32, or an earlier checkpoint",
             code="model_nan",
         )
-    return tokens_N.tolist(), logp_N.tolist()
+    return tokens_N.tolist(), logp_N.tolist(), None if drawn_N is None else drawn_N.tolist()
+
+
+def is_tempered(how: Sampling) -> bool:
+    """Tell whether answers are drawn from another distribution than the model's own."""
+    return how.temperature not in (0.0, 1.0)
+
+
+def logp_of(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    """Return the log-probability of one token of each row."""
+    return logits_NV.gather(1, tokens_N[:, None])[:, 0] - torch.logsumexp(logits_NV, -1)
 
 
 def _penalize(logits_NV: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> Tensor:
