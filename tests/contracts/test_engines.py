@@ -1,7 +1,9 @@
 """Every engine on the shelf answers greedily like the model itself, whatever else is in the batch."""
 
+import sys
 from pathlib import Path
 
+import fake_vllm
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,12 @@ from luthier.tuning.lora import Lora
 
 GREEDY = Sampling(max_new_tokens=12)
 PROMPTS = [list(b"hello there"), list(b"a"), list("你好 🙂".encode()), list(b"hello there, " * 5)]
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM needs a GPU: its engine is held to the contract through a stand-in that speaks its interface."""
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm)
 
 
 def load(name: str, folder: Path):
@@ -236,6 +244,9 @@ def test_log_probabilities_are_those_of_the_model_and_of_the_draw(model, name: s
     engine = ENGINES.get(name)(model, byte_tokenizer(), batch_size=3)
     for answers, prompt in zip(engine.generate(PROMPTS, how, n=2), PROMPTS, strict=True):
         for one in answers:
+            if name == "vllm" and how.temperature not in (0, 1):
+                assert one.logp is one.drawn_logp is None  # it reports one kind, and that only where nothing is cut
+                continue
             want = logps(model, prompt, one.tokens, 1.0)
             torch.testing.assert_close(torch.tensor(one.logp), want, rtol=1e-3, atol=1e-3)
             if how.temperature in (0, 1):

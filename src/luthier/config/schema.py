@@ -106,10 +106,12 @@ class ModelConfig:
     """Where to compute."""
     kernels: Literal["auto", "off"] = "auto"
     """off gives the plain transformers model back."""
-    engine: Literal["auto", "local", "hf"] = "auto"
-    """What generates answers: our decoder (local), or transformers (hf) where that cannot read the model."""
+    engine: Literal["auto", "local", "hf", "vllm"] = "auto"
+    """What generates answers: our decoder (local), transformers (hf) where that cannot read the model, or vLLM."""
+    vllm_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the GPU's memory for vLLM's copy of the weights and its pages; the rest is left to training."""
     decode_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format of weights while our decoder answers; auto keeps `dtype`, int8 is fastest and rounds."""
+    """Number format of weights while answering; auto keeps `dtype`; int8, of our decoder, is fastest and rounds."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads; 0 uses every core that the process may use."""
     allow_remote_code: bool = False

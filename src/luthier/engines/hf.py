@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from luthier.core.errors import ModelError
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
 from luthier.engines.sample import is_tempered, logp_of
@@ -29,6 +30,18 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 def one_each(how: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
     """Return how each of `count` prompts is answered."""
     return [how] * count if isinstance(how, Sampling) else list(how)
+
+
+def check_prompt(prompt: Prompt, most: int, name: str) -> None:
+    """Raise ModelError when a prompt is empty or leaves no room for an answer among `most` tokens."""
+    if not prompt:
+        raise ModelError("the prompt is empty: there is nothing to continue", code="prompt_empty")
+    if len(prompt) >= most:
+        raise ModelError(
+            f"the prompt has {len(prompt)} tokens, but this {name} model sees at most {most} with the answer; "
+            "shorten the prompt",
+            code="prompt_too_long",
+        )
 
 
 class _Watch:

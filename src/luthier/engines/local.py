@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.anatomy import plain_model
-from luthier.core.errors import ModelError
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
-from luthier.engines.hf import end_ids, one_each
+from luthier.engines.hf import check_prompt, end_ids, one_each
 from luthier.engines.pages import PageStore
 from luthier.engines.sample import choose
 from luthier.engines.text import TextStream
@@ -161,14 +160,7 @@ class LocalEngine:
         self, prompt: Prompt, how: Sampling, n: int = 1, reader: Callable[[int, str], None] | None = None
     ) -> Request:
         """Queue a prompt for `n` answers. Raises ModelError when it leaves no room for an answer."""
-        if not prompt:
-            raise ModelError("the prompt is empty: there is nothing to continue", code="prompt_empty")
-        if len(self._virtual) + len(prompt) >= self._max_positions:
-            raise ModelError(
-                f"the prompt has {len(prompt)} tokens, but this {self._name} model sees at most "
-                f"{self._max_positions - len(self._virtual)} with the answer; shorten the prompt",
-                code="prompt_too_long",
-            )
+        check_prompt(prompt, self._max_positions - len(self._virtual), self._name)
         request = Request((*self._virtual, *prompt), how, [None] * n, reader)
         with self._lock:
             self._queue.append(request)

@@ -52,12 +52,17 @@ def choose(
         if is_tempered(how):
             drawn_N = logp_of(logits_NV / how.temperature, tokens_N)
     if not bool(torch.isfinite(logp_N).all()):
-        raise ModelError(
-            "the model's logits are not finite: its weights are broken or overflow in this number format; "
-            "try dtype: float32, or an earlier checkpoint",
-            code="model_nan",
-        )
+        raise not_finite()
     return tokens_N.tolist(), logp_N.tolist(), None if drawn_N is None else drawn_N.tolist()
+
+
+def not_finite() -> ModelError:
+    """Return what to raise for logits that are no numbers."""
+    return ModelError(
+        "the model's logits are not finite: its weights are broken or overflow in this number format; "
+        "try dtype: float32, or an earlier checkpoint",
+        code="model_nan",
+    )
 
 
 def is_tempered(how: Sampling) -> bool:

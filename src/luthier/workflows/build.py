@@ -22,6 +22,7 @@ from luthier.data.template import ChatTemplate
 from luthier.data.template_shelf import apply_named_template
 from luthier.engines.hf import HfEngine
 from luthier.engines.local import LocalEngine
+from luthier.engines.vllm import VllmEngine, library
 from luthier.kernels.cpu import prepare_process
 from luthier.models.adapters import use_adapter
 from luthier.models.decoder_parts import obstacle as decoder_obstacle
@@ -163,6 +164,7 @@ class Speaker:
 
 def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     """Load a model for answering; `with_adapter=False` gives the untouched base of an adapter."""
+    check_engine(config)
     prepare_process(config.model.threads)
     placement = place(config.model)
     logger.info("device: %s", placement.reason)
@@ -172,16 +174,44 @@ def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     return Speaker(template, make_engine(model, tokenizer, config), config.generate, model)
 
 
+def check_engine(config: RunConfig) -> None:
+    """Raise ConfigError or DependencyError when `engine` cannot be had here, before anything is loaded."""
+    if config.model.engine != "vllm":
+        return
+    if config.model.decode_dtype == "int8":
+        raise ConfigError("decode_dtype: int8 is a form of our decoder; for engine: vllm set bfloat16 or float32")
+    rollout = config.rollout
+    is_cut = rollout.rollout_top_p < 1 or rollout.rollout_top_k > 0
+    if is_cut and rollout.rollout_temperature != 1 and (rollout.old_logp == "engine" or rollout.importance_cap):
+        raise ConfigError(
+            "engine: vllm reports no log-probabilities of draws with a temperature and rollout_top_p or rollout_top_k; "
+            "set rollout_temperature: 1, or leave out old_logp: engine and importance_cap"
+        )
+    library()
+
+
 def make_engine(model: Any, tokenizer: Any, config: RunConfig) -> Engine:
-    """Return what generates answers, as `engine` says. Raises ModelError when our decoder is asked for but cannot."""
+    """Return what generates answers, as `engine` says. Raises ModelError when what is asked for cannot run `model`."""
     wanted, size = config.model.engine, config.evaluate.predict_batch_size
+    kind = None if config.model.decode_dtype == "auto" else config.model.decode_dtype
+    if wanted == "vllm":
+        check_engine(config)
+        engine = VllmEngine(
+            model,
+            tokenizer,
+            batch_size=size,
+            kind=kind,
+            memory_fraction=config.model.vllm_memory_fraction,
+            temperature=config.rollout.rollout_temperature,
+        )
+        logger.info("answers: %s", engine.description)
+        return engine
     reason = "kernels are off" if config.model.kernels == "off" else decoder_obstacle(model)
     if wanted == "local" and reason is not None:
         raise ModelError(f"engine: local cannot run this model: {reason}; set engine: auto", code="model_engine")
     if wanted == "hf" or reason is not None:
         logger.info("answers: transformers generate%s", f" ({reason})" if wanted == "auto" else "")
         return HfEngine(model, tokenizer, batch_size=size)
-    kind = None if config.model.decode_dtype == "auto" else config.model.decode_dtype
     engine = LocalEngine(model, tokenizer, batch_size=size, kind=kind)
     logger.info("answers: %s", engine.description)
     return engine
