@@ -61,7 +61,7 @@ def preview(
     units, report = prepare(config.data.dataset, preparer)
     tokenizer = preparer.template.tokenizer
     for unit in islice(units, rows):
-        names = ("chosen", "rejected") if preparer.kind == "pair" else ("",) * len(unit)
+        names = _names(unit, preparer.kind)
         segments = [{"name": n, **_segment(s, tokenizer)} for n, s in zip(names, unit, strict=True)]
         if json:
             show.as_json(row=unit[0].origin, segments=segments)
@@ -75,6 +75,13 @@ def preview(
                 print(show.tokens(segment["tokens"], segment["weights"]))
     for finding in report.errors()[:rows]:
         print(f"error: {finding}", file=sys.stderr)
+
+
+def _names(unit: Any, kind: str) -> tuple[str, ...]:
+    """Return what the segments of a unit are called."""
+    if kind == "tagged":
+        return ("desirable" if unit[0].tags["desirable"] else "undesirable", "answer to another prompt")
+    return ("chosen", "rejected") if kind == "pair" else ("",) * len(unit)
 
 
 def _segment(segment: Any, tokenizer: Any) -> dict[str, list[Any]]:

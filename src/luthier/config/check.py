@@ -47,8 +47,12 @@ RULES: tuple[Rule, ...] = (
         "save_strategy: epoch has no meaning for a stream; use steps",
     ),
     (
-        lambda c: c.data.train_on_prompt and c.objective.rows == "pair",
+        lambda c: c.data.train_on_prompt and c.objective.rows in ("pair", "tagged"),
         "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out",
+    ),
+    (
+        lambda c: c.data.streaming and "baseline" in c.objective.needs,
+        "streaming: true reads rows one by one, but here each prompt also gets the answer of another row; leave it out",
     ),
     (
         lambda c: c.data.streaming and c.train.precompute_reference is True,

@@ -102,7 +102,9 @@ class PackedBatch:
         none = {name: getattr(self, name)[:0] for name in ("rows", "targets", "weight", "segment_ids")}
         streams = {name: x_N[:0] for name, x_N in self.streams.items()}
         tags = {name: x_S[:0] for name, x_S in self.tags.items()}
-        return replace(self, **none, streams=streams, tags=tags, num_segments=0, origins=(), segment_tokens=0)
+        aside = None if self.aside is None else self.aside.without_predictions()
+        facts = {"num_segments": 0, "origins": (), "segment_tokens": 0, "aside": aside}
+        return replace(self, **none, streams=streams, tags=tags, **facts)
 
     def with_tag(self, name: str, x_S: Tensor) -> Self:
         """Return the batch with a tag more, [S]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,11 +66,17 @@ class _Forest:
 
 
 def pack(units: Sequence[Unit]) -> PackedBatch:
-    """Lay the segments of `units` end to end as a forest of spans.
+    """Lay the segments of `units` end to end as a forest of spans; those that are set aside make a batch beside it.
 
     Tokens behind the last prediction of a segment feed nothing and are left out. Segments keep their order.
     """
     segments = [segment for unit in units for segment in unit]
+    aside = [segment for segment in segments if segment.aside]
+    batch = _pack([segment for segment in segments if not segment.aside])
+    return replace(batch, aside=_pack(aside)) if aside else batch
+
+
+def _pack(segments: Sequence[Segment]) -> PackedBatch:
     wanted = [np.flatnonzero(np.asarray(segment.weight)[1:]) + 1 for segment in segments]
     # Token i is predicted by the hidden state of token i - 1, so the last wanted token itself is not computed.
     tokens = [

@@ -14,16 +14,18 @@ from luthier.core.log import logger
 from luthier.core.paths import cache_folder
 from luthier.core.types import Example, Message, RowKind, Segment, Unit
 from luthier.data.audit import AuditReport
-from luthier.data.rows import check_kind, read_example
+from luthier.data.cut import cut_end, cut_prompt, learned_range, read_at_end
+from luthier.data.rows import check_kind, margin_of, read_example, shows_undesirable
 from luthier.data.sources import Row, Source, find_sources, read_rows
 from luthier.data.store import StoreBuilder, UnitStore
+from luthier.data.tagged import DESIRABLE, check_both_sides, one_by_one, with_mismatches
 from luthier.data.template import ChatTemplate, Rendered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Preparer:
     config: DataConfig
     kind: RowKind
     """Long documents of kind "text" become several units instead of being cut."""
+    reads_end: bool = False
+    """Answers keep their end, because what they are worth is read there; their prompts are cut instead."""
 
     def unit_of(self, row: Row, source: Source, report: AuditReport) -> list[Unit]:
         """Return the units of one row, none if it is bad; findings go to `report`."""
@@ -43,11 +47,22 @@ class Preparer:
             report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
             return []
         try:
-            rendered = self.template.render(self.example_of(row, source))
+            example = self.example_of(row, source)
+            examples = one_by_one(example) if self.kind == "tagged" else [example]
+            rendered = [self.template.render(each) for each in examples]
+            tags = {"margin": margin_of(row.value, source)} if self.reads_end else {}
         except RowError as error:
             report.add(error.kind, "error", row.where, str(error))
             return []
-        return self._checked(rendered, row.where, report)
+        if self.kind == "answer" and shows_undesirable(row.value, source):
+            message = "is tagged as undesirable, but learned from like all others; set stage: kto, or take the row out"
+            report.add("undesirable_answer", "warning", row.where, message)
+        found: list[Unit] = []
+        for good, each in zip([each.desirable for each in examples], rendered, strict=True):
+            here = tags if good is None else {DESIRABLE: float(good)}
+            units = self._checked(each, row.where, report)
+            found += [[replace(segment, tags=here) for segment in unit] for unit in units]
+        return found
 
     def example_of(self, row: Row, source: Source) -> Example:
         """Return the row as an example; raises RowError."""
@@ -70,22 +85,14 @@ class Preparer:
                 "too_long", level, where, f"has {longest} tokens, cutoff_len is {limit}; raise it, or set too_long: cut"
             )
             return []
-        unit = [_cut(segment, limit) for segment in rendered.unit]
-        lost = sum(len(a.tokens) - len(b.tokens) for a, b in zip(rendered.unit, unit, strict=True))
-        report.cut_tokens += lost
-        if any(not any(segment.weight[1:]) for segment in unit):
-            report.add(
-                "nothing_to_learn",
-                "error",
-                where,
-                f"has no answer token within cutoff_len {limit} (the row has {longest} tokens); raise cutoff_len",
-            )
+        unit, lost = (self._with_ends if self.reads_end else self._with_beginnings)(rendered.unit, where, report)
+        if not unit:
             return []
         if self.kind == "pair" and unit[0].tokens == unit[1].tokens:
             message = f"chosen and rejected are equal within cutoff_len {limit}; raise it, or set bad_rows: skip"
             report.add("equal_pair", "error", where, message)
             return []
-        if lost:
+        if lost and not self.reads_end:
             total = sum(len(segment.tokens) for segment in rendered.unit)
             report.add(
                 "answer_cut", "warning", where, f"lost {lost} of {total} tokens and its end token to cutoff_len {limit}"
@@ -99,6 +106,38 @@ class Preparer:
             )
         return [unit]
 
+    def _with_beginnings(self, unit: Unit, where: str, report: AuditReport) -> tuple[Unit, int]:
+        """Return the unit cut at its end, and the tokens that it lost; an empty one where no answer is left."""
+        limit = self.config.cutoff_len
+        cut = [cut_end(segment, limit) for segment in unit]
+        lost = sum(len(a.tokens) - len(b.tokens) for a, b in zip(unit, cut, strict=True))
+        report.cut_tokens += lost
+        if all(any(segment.weight[1:]) for segment in cut):
+            return cut, lost
+        longest = max(len(segment.tokens) for segment in unit)
+        message = f"has no answer token within cutoff_len {limit} (the row has {longest} tokens); raise cutoff_len"
+        report.add("nothing_to_learn", "error", where, message)
+        return [], lost
+
+    def _with_ends(self, unit: Unit, where: str, report: AuditReport) -> tuple[Unit, int]:
+        """Return the unit with whole answers, read at their ends; an empty one where they leave a prompt no room."""
+        limit = self.config.cutoff_len
+        if not all(any(segment.weight[1:]) for segment in unit):
+            report.add("nothing_to_learn", "error", where, "has an answer without tokens; take the row out")
+            return [], 0
+        cut = cut_prompt(unit, limit, self.template.tokenizer.bos_token_id)
+        if cut is None:
+            longest = max(stop - start for start, stop in map(learned_range, unit))
+            message = f"has an answer of {longest} tokens, which leaves its prompt no room within cutoff_len {limit}"
+            report.add("answer_too_long", "error", where, f"{message}; raise cutoff_len, or set bad_rows: skip")
+            return [], 0
+        kept, lost = cut
+        report.cut_tokens += lost * len(unit)
+        if lost:
+            message = f"lost {lost} tokens at the beginning of its prompt to cutoff_len {limit}"
+            report.add("prompt_cut", "warning", where, message)
+        return [read_at_end(segment) for segment in kept], lost
+
     def _blocks(self, unit: Unit) -> list[Unit]:
         limit, (segment,) = self.config.cutoff_len, unit
         pieces = [
@@ -106,12 +145,6 @@ class Preparer:
             for i in range(0, len(segment.tokens), limit)
         ]
         return [[piece] for piece in pieces if len(piece.tokens) > 1]
-
-
-def _cut(segment: Segment, limit: int) -> Segment:
-    if len(segment.tokens) <= limit:
-        return segment
-    return replace(segment, tokens=segment.tokens[:limit], weight=segment.weight[:limit])
 
 
 def check_cutoff(preparer: Preparer) -> None:
@@ -163,7 +196,11 @@ def _tokenize(sources: list[Source], preparer: Preparer) -> tuple[UnitStore, Aud
                 twin = first_seen.setdefault(builder.unit_hash[-1], row.where)
                 if twin != row.where:
                     report.add("duplicate", "warning", row.where, f"is the same as {twin}")
-    return builder.build(), report
+    store = builder.build()
+    if preparer.kind == "tagged" and len(store):
+        check_both_sides(store, report)
+        store = with_mismatches(store, preparer.config.cutoff_len)
+    return store, report
 
 
 def stream_units(names: tuple[str, ...], preparer: Preparer) -> Callable[[], Iterator[tuple[Row, Source]]]:
@@ -180,8 +217,9 @@ def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
         return None
     tokenizer, config = preparer.template.tokenizer, preparer.config
     settings = (
-        config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.template.train_on_prompt,
-        preparer.template.mask_history, preparer.template.default_system, preparer.template.options,
+        config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.reads_end,
+        preparer.template.train_on_prompt, preparer.template.mask_history, preparer.template.default_system,
+        preparer.template.options,
     )  # fmt: skip
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings, tokenizer.chat_template], default=str).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())

@@ -105,16 +105,17 @@ class ChatTemplate:
         if example.text is not None:
             return self._plain_text(example)
         rendered = Rendered([])
-        is_pair = len(example.endings) > 1
+        # Of answers that are graded the earlier ones are no part.
+        only_endings = len(example.endings) > 1 or example.desirable is not None
         for ending in example.endings:
             turns = self._with_system([*example.context, *ending])
             messages, tools, special = self._guard(turns, tools_of(example.tools))
-            learned_from = len(messages) - len(ending) if is_pair or self.mask_history else 0
+            learned_from = len(messages) - len(ending) if only_endings or self.mask_history else 0
             segments, has_end = self._segments(messages, tools, learned_from=learned_from)
-            if is_pair and len(segments) > 1:
+            if only_endings and len(segments) > 1:
                 raise RowError(
                     "template",
-                    "chosen or rejected",
+                    "chosen or rejected" if len(example.endings) > 1 else "answer",
                     "one answer, because this template rewrites earlier ones",
                     words(f"{len(segments)} answers"),
                     "move all turns but the last into the prompt",

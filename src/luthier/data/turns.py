@@ -23,15 +23,7 @@ def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool
     if column not in row:
         if not required:
             return ""
-        there = [str(name) for name in row]
-        near = did_you_mean(column, there)
-        raise RowError(
-            "missing_column",
-            column,
-            "a column of this name",
-            words(f"columns {', '.join(there[:MAX_NEIGHBOURS_SHOWN]) or 'none'}"),
-            f"map it: columns: {{{role}: <your column>}}{near}",
-        )
+        raise missing(row, column, role)
     value = row[column]
     if value is None and not required:
         return ""
@@ -45,6 +37,19 @@ def text_of(row: Mapping[str, object], column: str, role: str, *, required: bool
         found = words(f"an unpaired surrogate at character {error.start}")
         raise RowError("unpaired_surrogate", column, "valid Unicode", found, "write the whole character") from error
     return value
+
+
+def missing(row: Mapping[str, object], column: str, role: str) -> RowError:
+    """Return the error of a row without `column`, naming those that are there."""
+    there = [str(name) for name in row]
+    near = did_you_mean(column, there)
+    return RowError(
+        "missing_column",
+        column,
+        "a column of this name",
+        words(f"columns {', '.join(there[:MAX_NEIGHBOURS_SHOWN]) or 'none'}"),
+        f"map it: columns: {{{role}: <your column>}}{near}",
+    )
 
 
 def tools_column(row: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
@@ -82,6 +87,25 @@ def conversation(turns: Sequence[Placed], *, field: str, tools: str | None) -> E
     return Example(context=tuple(messages[:-1]), endings=((messages[-1],),), tools=tools)
 
 
+def question(turns: Sequence[Placed], row: Mapping[str, object], *, field: str, tools: str | None) -> Example:
+    """Return a conversation up to where it is answered; a last answer is kept as the column "answer".
+
+    Raises RowError when nothing is asked.
+    """
+    before = _check_roles(turns)
+    answer = turns[-1][1].content if before == "assistant" else ""
+    context = tuple(message for _, message in (turns[:-1] if before == "assistant" else turns))
+    if not context or context[-1].role not in ("user", "tool"):
+        last = words(f"role {context[-1].role}") if context else words("no turns")
+        raise RowError("no_question", field, "a question as the last turn", last, "add it, or take the row out")
+    return Example(context=context, tools=tools, extra=with_answer(row, answer))
+
+
+def with_answer(row: Mapping[str, object], answer: str) -> dict[str, object]:
+    """Return all columns of a row, and its answer as one of them where there is none yet."""
+    return {"answer": answer, **row} if answer.strip() else dict(row)
+
+
 def preference(
     row: Mapping[str, object],
     columns: Mapping[str, str],
@@ -97,7 +121,7 @@ def preference(
     a system or user turn. `turn` reads one turn. Raises RowError.
     """
     fields = [columns.get(name, name) for name in ("chosen", "rejected")]
-    sides = [_answer(row, field, name, turn) for field, name in zip(fields, ("chosen", "rejected"), strict=True)]
+    sides = [answer_turns(row, field, name, turn) for field, name in zip(fields, ("chosen", "rejected"), strict=True)]
     if any(side[0][1].role == "assistant" for side in sides):
         before = context()
         sides = [[*before, *side] for side in sides]
@@ -109,7 +133,10 @@ def preference(
     return split_pair(chosen, rejected, field=fields[1], tools=tools)
 
 
-def _answer(row: Mapping[str, object], field: str, role: str, turn: Callable[[object, str], Message]) -> list[Placed]:
+def answer_turns(
+    row: Mapping[str, object], field: str, role: str, turn: Callable[[object, str], Message]
+) -> list[Placed]:
+    """Return an answer that is a text, a turn or a list of turns; raises RowError."""
     value = row.get(field)
     if isinstance(value, (list, tuple)) and value:
         return [(f"{field}[{i}]", turn(each, f"{field}[{i}]")) for i, each in enumerate(value)]
@@ -145,6 +172,19 @@ def split_pair(
 
 def check_order(turns: Sequence[Placed], field: str) -> None:
     """Check: system only first, then user, then user or tool and assistant in turns, an answer at the end."""
+    before = _check_roles(turns)
+    if before != "assistant":
+        raise RowError(
+            "no_answer",
+            field,
+            "an answer of the assistant as the last turn",
+            words(f"role {before}"),
+            "remove the last turn",
+        )
+
+
+def _check_roles(turns: Sequence[Placed]) -> str:
+    """Return the role of the last turn; raises RowError when roles are out of order."""
     before = "start"
     for place, message in turns:
         allowed = _AFTER[before]
@@ -159,14 +199,7 @@ def check_order(turns: Sequence[Placed], field: str) -> None:
         if message.role == "assistant" and not (message.content.strip() or message.tool_calls):
             raise RowError("empty_text", place, "an answer", message.content, "remove the row")
         before = message.role
-    if before != "assistant":
-        raise RowError(
-            "no_answer",
-            field,
-            "an answer of the assistant as the last turn",
-            words(f"role {before}"),
-            "remove the last turn",
-        )
+    return before
 
 
 _AFTER: dict[str, tuple[str, ...]] = {

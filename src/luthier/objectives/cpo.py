@@ -27,7 +27,7 @@ class Cpo:
     """Prefer the chosen answer, and learn to give it; the mean over pairs.
 
     With m = log p(chosen) - log p(rejected), answers summed over tokens, the loss of a pair is -log sigmoid(beta m) and
-    the chosen answer's negative log-likelihood: arXiv:2401.08417, equations 3 to 5. The latter is a mean over tokens, as
+    the chosen answer's negative log-likelihood: arXiv:2401.08417, equations 3 to 5. The latter is a mean over tokens as
     in TRL, so that its weight does not depend on lengths.
     """
 

@@ -76,9 +76,12 @@ def _score(store: UnitStore, reference: Reference, rows_per_batch: int, accelera
         _leave_if_stopped(accelerator, stop)
         group = plan[start : start + size]
         (batch,) = layout.share([[store[i] for i in rows] for rows in group])
-        logp_N = reference.logp(batch.to(accelerator.device)).float().cpu().numpy()
-        if len(logp_N):
-            logp_T[np.concatenate([store.predicted(i) for i in group[layout.rank]])] = logp_N
+        for part, aside in ((batch, False), (batch.aside, True)):
+            if part is None:
+                continue
+            logp_N = reference.logp(part.to(accelerator.device)).float().cpu().numpy()
+            if len(logp_N):
+                logp_T[np.concatenate([store.predicted(i, aside=aside) for i in group[layout.rank]])] = logp_N
         if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             logger.info("reference: %d of %d rows", group[-1][-1] + 1, len(store))

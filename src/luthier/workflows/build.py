@@ -55,9 +55,9 @@ def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTe
 
 def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Preparer:
     """Return what turns rows into units under these settings."""
-    kind = config.objective.rows
+    kind, reads = config.objective.rows, config.objective.reads
     template = ChatTemplate(tokenizer) if kind == "text" else make_template(tokenizer, config.data, model_type)
-    return Preparer(template, config.data, kind)
+    return Preparer(template, config.data, kind, reads_end=kind == "pair" and "value" in reads)
 
 
 def transformers_config(files: ModelFiles, config: RunConfig) -> Any:

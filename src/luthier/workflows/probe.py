@@ -222,6 +222,8 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
 
 
 def _annotated(batch: PackedBatch, config: RunConfig) -> PackedBatch:
+    if "baseline" in config.objective.needs:
+        batch = batch.with_tag("baseline", torch.zeros(batch.num_segments))
     if "reference" not in config.objective.needs or "ref_logp" in batch.streams:
         return batch
     return batch.with_stream("ref_logp", torch.zeros(len(batch.rows)))

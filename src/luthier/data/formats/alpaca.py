@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.core.findings import RowError
-from luthier.core.registry import FORMATS, PAIR_FORMATS
+from luthier.core.registry import FORMATS, PAIR_FORMATS, PROMPT_FORMATS
 from luthier.core.types import Example, Message
-from luthier.data.turns import split_pair, text_of, tools_column
+from luthier.data.turns import split_pair, text_of, tools_column, with_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,15 @@ def alpaca_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Map
     )
     tools = tools_column(row, columns)
     return split_pair([*context, chosen], [*context, rejected], field=name["rejected"], tools=tools)
+
+
+@PROMPT_FORMATS.register("alpaca")
+def alpaca_prompt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read the prompt alone; an output is kept as the column "answer"."""
+    name = {**COLUMNS, **columns}
+    answer = text_of(row, name["response"], "response", required=False)
+    extra = with_answer(row, answer)
+    return Example(context=tuple(_context(row, name)), tools=tools_column(row, columns), extra=extra)
 
 
 def _context(row: Mapping[str, object], name: Mapping[str, str]) -> list[Message]:

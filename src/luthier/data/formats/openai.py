@@ -1,4 +1,4 @@
-"""OpenAI rows: {"messages": [{"role": ..., "content": ...}, ...]}, and TRL's preference rows in the same turns."""
+"""OpenAI rows: {"messages": [{"role": ..., "content": ...}, ...]}, and TRL's rows in the same turns."""
 
 from __future__ import annotations
 
@@ -7,18 +7,53 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from luthier.core.findings import RowError, words
-from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
+from luthier.core.registry import FORMATS, PAIR_FORMATS, PROMPT_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import Placed, conversation, preference, reasoning_of, text_of, tools_column
+from luthier.data.turns import (
+    Placed,
+    answer_turns,
+    check_order,
+    conversation,
+    preference,
+    question,
+    reasoning_of,
+    text_of,
+    tools_column,
+)
 
 _ROLES = get_args(Role)
 
 
 @FORMATS.register("openai")
 def openai(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
-    """Read messages with roles system (or developer), user, assistant and tool; tool calls are kept."""
-    field = columns.get("messages", "messages")
-    return conversation(_messages(row, field, tags), field=field, tools=tools_column(row, columns))
+    """Read messages with roles system (or developer), user, assistant and tool; tool calls are kept.
+
+    Where there are none, read a prompt and a completion, each a text or messages.
+    """
+    field, answer = columns.get("messages", "messages"), columns.get("completion", "completion")
+    tools = tools_column(row, columns)
+    if field in row or answer not in row:
+        return conversation(_messages(row, field, tags), field=field, tools=tools)
+    before, ending = _asked(row, columns, tags), _completion(row, answer, tags)
+    check_order([*before, *ending], answer)
+    context, said = ([message for _, message in turns] for turns in (before, ending))
+    return Example(context=tuple(context), endings=(tuple(said),), tools=tools)
+
+
+@PROMPT_FORMATS.register("openai")
+def openai_prompt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read messages, or a prompt (messages or text), up to the last question.
+
+    An answer behind it, or a completion, is kept as the column "answer".
+    """
+    field, answer = columns.get("messages", "messages"), columns.get("completion", "completion")
+    tools = tools_column(row, columns)
+    if field in row:
+        return question(_messages(row, field, tags), row, field=field, tools=tools)
+    turns = _asked(row, columns, tags)
+    if row.get(answer):
+        turns += _completion(row, answer, tags)[-1:]
+    return question(turns, row, field=columns.get("prompt", "prompt"), tools=tools)
 
 
 @PAIR_FORMATS.register("openai")
@@ -27,23 +62,28 @@ def openai_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Map
 
     Answers that begin with a system or user message are whole conversations; then no other column is read.
     """
-
-    def context() -> list[Placed]:
-        field = columns.get("messages", "messages")
-        if field in row:
-            return _messages(row, field, tags)
-        field = columns.get("prompt", "prompt")
-        if isinstance(row.get(field), (list, tuple)):
-            return _messages(row, field, tags)
-        return [(field, Message(role="user", content=text_of(row, field, "prompt")))]
-
     return preference(
         row,
         columns,
-        context=context,
+        context=lambda: _asked(row, columns, tags),
         turn=lambda value, where: _message(value, where, tags),
         tools=tools_column(row, columns),
     )
+
+
+def _asked(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> list[Placed]:
+    """Return the turns before an answer: messages, or a prompt of messages or text."""
+    field = columns.get("messages", "messages")
+    if field in row:
+        return _messages(row, field, tags)
+    field = columns.get("prompt", "prompt")
+    if isinstance(row.get(field), (list, tuple)):
+        return _messages(row, field, tags)
+    return [(field, Message(role="user", content=text_of(row, field, "prompt")))]
+
+
+def _completion(row: Mapping[str, object], field: str, tags: Mapping[str, str]) -> list[Placed]:
+    return answer_turns(row, field, "completion", lambda value, where: _message(value, where, tags))
 
 
 def _messages(row: Mapping[str, object], field: str, tags: Mapping[str, str]) -> list[Placed]:

@@ -6,9 +6,18 @@ import json
 from collections.abc import Mapping
 
 from luthier.core.findings import RowError, words
-from luthier.core.registry import FORMATS, PAIR_FORMATS, did_you_mean
+from luthier.core.registry import FORMATS, PAIR_FORMATS, PROMPT_FORMATS, did_you_mean
 from luthier.core.types import Example, Message, Role
-from luthier.data.turns import Placed, conversation, preference, reasoning_of, split_thought, text_of, tools_column
+from luthier.data.turns import (
+    Placed,
+    conversation,
+    preference,
+    question,
+    reasoning_of,
+    split_thought,
+    text_of,
+    tools_column,
+)
 
 TAGS = {
     "role_tag": "from",
@@ -31,12 +40,15 @@ _ROLES: dict[str, Role] = {
 @FORMATS.register("sharegpt")
 def sharegpt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Read turns by the names in `tags`; a leading system turn wins over the system column."""
-    field = columns.get("messages", "conversations")
-    turns = _turns(row, field, {**TAGS, **tags})
-    system = _optional(row, columns, "system")
-    if system and turns[0][1].role != "system":
-        turns.insert(0, ("system", Message(role="system", content=system)))
+    field, turns = _conversation(row, columns, tags)
     return conversation(turns, field=field, tools=tools_column(row, columns))
+
+
+@PROMPT_FORMATS.register("sharegpt")
+def sharegpt_prompt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
+    """Read turns up to the last question; an answer behind it is kept as the column "answer"."""
+    field, turns = _conversation(row, columns, tags)
+    return question(turns, row, field=field, tools=tools_column(row, columns))
 
 
 @PAIR_FORMATS.register("sharegpt")
@@ -51,6 +63,17 @@ def sharegpt_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: M
         system=_optional(row, columns, "system"),
         tools=tools_column(row, columns),
     )
+
+
+def _conversation(
+    row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]
+) -> tuple[str, list[Placed]]:
+    field = columns.get("messages", "conversations")
+    turns = _turns(row, field, {**TAGS, **tags})
+    system = _optional(row, columns, "system")
+    if system and turns[0][1].role != "system":
+        turns.insert(0, ("system", Message(role="system", content=system)))
+    return field, turns
 
 
 def _optional(row: Mapping[str, object], columns: Mapping[str, str], role: str) -> str:
