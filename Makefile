@@ -4,7 +4,7 @@
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
 # make matrix  run every objective x tuning x quantization x family and write docs/matrix.md
-# make docs    write docs/reference.md and docs/models.md from the declarations
+# make docs    write docs/reference.md, docs/models.md and the table of docs/runs.md from the declarations
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -86,6 +86,7 @@ docs: install
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_models.py
 	$(BIN)/python docs/make_templates.py
+	$(BIN)/python docs/make_rules.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) .tokenizers

@@ -29,18 +29,72 @@ def list_all(
     show.table([(run["run"], *(_short(run.get(key)) for key in keys)) for run in runs], ("run", *keys))
 
 
-@runs_app.command("show")
-def show_one(run: Run, json: AsJson = False) -> None:
-    """Show status, settings and checkpoints of a run; each checkpoint is verified."""
-    from luthier.cli import show
+FEW_METRICS = 12
+"""So many are shown without being asked for."""
 
-    facts = _facts(run)
+
+@runs_app.command("show")
+def show_one(
+    run: Run,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Show every metric, however many there are.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show status and checkpoints of a run, each verified, and what its metrics say."""
+    from luthier.cli import show
+    from luthier.runs.health import examine
+    from luthier.runs.samples import read_groups
+
+    facts = {**_facts(run), **examine(run), "samples": len(read_groups(run))}
     if json:
         show.as_json(**facts)
         return
     show.table([(key, value) for key, value in facts["status"].items() if not isinstance(value, dict)], ("status", ""))
     print()
     show.table([(c["name"], c["verified"]) for c in facts["checkpoints"]], ("checkpoint", "files"))
+    if len(facts["metrics"]) > FEW_METRICS and not metrics:
+        print(f"\n{len(facts['metrics'])} metrics; --metrics shows them")
+    elif facts["metrics"]:
+        print()
+        rows = [(name, _short(m["first"]), _short(m["last"]), m["healthy"]) for name, m in facts["metrics"].items()]
+        show.table(rows, ("metric", "first", "last", "healthy"))
+    print("\ndiagnosis")
+    for finding in facts["diagnosis"]:
+        print(f"  {finding['level']}: {finding['text']}")
+    if not facts["diagnosis"]:
+        print(f"  nothing unusual in {len(facts['metrics'])} metrics")
+    if facts["samples"]:
+        print(f"\nsamples: {facts['samples']} groups of answers; read them with luthier runs samples {run}")
+
+
+@runs_app.command()
+def samples(
+    run: Run,
+    step: Annotated[int | None, typer.Option(help="Step to look at; none takes the last one.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Of all steps, the groups with the highest reward.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="Of all steps, the groups with the lowest reward.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most groups to show.")] = 3,
+    json: AsJson = False,
+) -> None:
+    """Read the answers that a run learned from: each prompt with its answers, the best one first."""
+    from luthier.cli import show
+    from luthier.core.errors import ConfigError, RunError
+    from luthier.runs.samples import as_text, choose, read_groups
+
+    if best and worst:
+        raise ConfigError("--best and --worst are opposites; keep one")
+    groups = read_groups(run)
+    if not groups:
+        raise RunError(f"{run} has no samples.jsonl: only runs that learn from answers of their own write it")
+    chosen = choose(groups, step=step, order="best" if best else "worst" if worst else None)
+    if not chosen:
+        there = sorted({int(group["step"]) for group in groups})
+        raise RunError(f"no answers of step {step} in {run}; there are steps {there[0]} to {there[-1]}")
+    if json:
+        show.as_json(groups=chosen[:limit], more=max(0, len(chosen) - limit))
+        return
+    print("\n\n".join(as_text(group) for group in chosen[:limit]))
+    if len(chosen) > limit:
+        print(f"\n{len(chosen) - limit} more groups; --limit {len(chosen)} shows all")
 
 
 def _facts(run: Path) -> dict[str, Any]:
