@@ -34,7 +34,7 @@ SICK: list[tuple[str, dict[str, Curve], str]] = [
     ("grpo", {"reward": noisy(flat(0.4), 0.03), "eval_reward": flat(0.4)}, "reward went from 0.415 to 0.412 in 100 steps: "),
     ("grpo", {"reward/failed": flat(0.3)}, "reward/failed is 0.3 (healthy: at most 0.1): answers without a reward are not learned from; "),
     ("grpo", {"eval_reward": line(0.3, 0.28)}, "eval_reward went from 0.297 to 0.281 while reward rose from 0.241 to 0.69: the reward is being gamed, or the training prompts are learned by heart; "),
-    ("grpo", {"policy/entropy": line(1.3, 0.1, 40)}, "policy/entropy fell from 1.24 to 0.223 within 50 steps: the policy gives one answer to everything and explores no more; widen the upper clip range, keep rollout_temperature: 1, or lower learning_rate"),
+    ("grpo", {"policy/entropy": line(1.3, 0.1, 40), "reward_std": flat(0.6)}, "policy/entropy fell from 1.24 to 0.223 within 50 steps: the policy gives one answer to everything and explores no more; widen the upper clip range, keep rollout_temperature: 1, or lower learning_rate"),
     ("grpo", {"policy/kl": line(0, 0.09)}, "policy/kl is 13.8 nats an answer: the policy is leaving the model that it began as; "),
     ("grpo", {"policy/kl": line(0, 0.3)}, "policy/kl is 46.1 nats an answer: the policy has left the model that it began as; raise the weight of the KL, or lower learning_rate"),
     ("ppo", {"rollout/kl": line(0, 50)}, "policy/kl is 47.7 nats an answer: the policy has left"),
@@ -42,7 +42,8 @@ SICK: list[tuple[str, dict[str, Curve], str]] = [
     ("gspo", {"policy/clip_high": flat(0.35)}, "policy/clip is 0.36 (healthy: at most 0.3): "),
     ("grpo", {"policy/clip_high": flat(0), "policy/clip_low": flat(0)}, "policy/clip was 0 in every step, though ratios went up to 1.6: the clip range is too wide to hold anything back; "),
     ("grpo", {"policy/ratio_max": flat(30)}, "policy/ratio_max is 30 (healthy: at most 10): "),
-    ("grpo", {"rollout/flat_groups": line(0.2, 0.9)}, "rollout/flat_groups is 0.868 (healthy: at most 0.5): most prompts teach nothing: "),
+    ("grpo", {"rollout/flat_groups": line(0.2, 0.9)}, "rollout/flat_groups is 0.868 (healthy: at most 0.5): reward has risen, and prompts that are solved teach nothing more; stop here, or take harder prompts"),
+    ("grpo", {"rollout/flat_groups": line(0.2, 0.9), "reward_std": flat(0.6)}, "rollout/flat_groups is 0.868 (healthy: at most 0.5): most prompts teach nothing: "),
     ("grpo", {"rollout/tokens": line(100, 300), "reward": noisy(line(0.4, 0.46), 0.02), "eval_reward": flat(0.4)}, "rollout/tokens grew from 109 to 291 tokens while reward went from 0.411 to 0.465: answers get longer without getting better; "),
     ("grpo", {"rollout/tokens": line(100, 300), "reward": line(0.2, 0.7)}, "rollout/tokens grew from 109 to 291 tokens in step with reward (correlation 1.00): the reward may be paying for length; "),
     ("grpo", {"rollout/cut_off": line(0, 0.4)}, "rollout/cut_off is 0.382 (healthy: at most 0.1): "),
@@ -84,12 +85,15 @@ def test_one_update_a_rollout_never_clips_and_that_is_fine(tmp_path: Path) -> No
     assert diagnose(View.of(write(tmp_path, "grpo", curves))) == []
 
 
+def test_who_has_learned_need_not_doubt(tmp_path: Path) -> None:
+    solved = {**HEALTHY["grpo"], "policy/entropy": line(1.3, 0.05, 40), "reward": line(0.2, 1.0)}
+    assert diagnose(View.of(write(tmp_path, "grpo", solved))) == []
+
+
 def test_entropy_that_falls_slowly_or_comes_back_is_fine(tmp_path: Path) -> None:
     for number, curve in enumerate((line(1.3, 0.1, 400), lambda s: 0.1 if 30 < s < 60 else 1.0)):
-        assert (
-            diagnose(View.of(write(tmp_path / str(number), "grpo", {**HEALTHY["grpo"], "policy/entropy": curve}, 400)))
-            == []
-        )
+        usual = {**HEALTHY["grpo"], "reward_std": flat(0.6), "policy/entropy": curve}
+        assert diagnose(View.of(write(tmp_path / str(number), "grpo", usual, 400))) == []
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_show_prints_the_diagnosis(run: Path) -> None:
 def test_show_of_a_healthy_run(tmp_path: Path) -> None:
     out = invoke("show", write(tmp_path, "rm", HEALTHY["rm"])).output
     assert out.endswith("diagnosis\n  nothing unusual in 4 metrics\n")
+    early = invoke("show", write(tmp_path / "early", "rm", HEALTHY["rm"], steps=9)).output
+    assert early.endswith("diagnosis\n  too early: no metric has ten values yet\n")
     assert "rises to 0.6-0.9; below 1 in the first 20 steps" in out
 
 

@@ -60,8 +60,10 @@ def show_one(
     print("\ndiagnosis")
     for finding in facts["diagnosis"]:
         print(f"  {finding['level']}: {finding['text']}")
-    if not facts["diagnosis"]:
-        print(f"  nothing unusual in {len(facts['metrics'])} metrics")
+    if not facts["judged"]:
+        print("  too early: no metric has ten values yet")
+    elif not facts["diagnosis"]:
+        print(f"  nothing unusual in {facts['judged']} metrics")
     if facts["samples"]:
         print(f"\nsamples: {facts['samples']} groups of answers; read them with luthier runs samples {run}")
 

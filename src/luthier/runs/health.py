@@ -56,9 +56,21 @@ def _above(metric: str, limit: float) -> Look:
     return look
 
 
+def _has_learned(view: View) -> bool:
+    """Tell whether the reward rose by more than answers to one prompt differ in it."""
+    ends = view.ends("reward")
+    return ends is not None and ends[1] - ends[0] > view.spread("reward")
+
+
+def _flat_groups(*, learned: bool) -> Look:
+    look = _above("rollout/flat_groups", 0.5)
+    return lambda view: look(view) if _has_learned(view) == learned else None
+
+
 def _entropy_collapse(view: View) -> str | None:
     found = view.get("policy/entropy")
-    if found is None:
+    # Whoever has learned what is right has no reason to be in doubt.
+    if found is None or _has_learned(view):
         return None
     steps, values = found.smooth()
     for end, low in enumerate(values):
@@ -288,7 +300,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "rollout/flat_groups", "at most 0.5", "most prompts teach nothing: all answers to them are equally good",
         "take prompts that are answered right at times, raise num_generations, or use dapo",
-        _above("rollout/flat_groups", 0.5),
+        _flat_groups(learned=False),
+    ),
+    Rule(
+        "rollout/flat_groups", "at most 0.5", "reward has risen, and prompts that are solved teach nothing more",
+        "stop here, or take harder prompts", _flat_groups(learned=True), "note",
     ),
     Rule(
         "rollout/tokens", "grows only with reward", "answers get longer without getting better",
@@ -342,14 +358,15 @@ def healthy_range(metric: str) -> str:
 
 
 def examine(run: Path) -> dict[str, Any]:
-    """Return findings as plain records under "diagnosis", and first and last values under "metrics"."""
+    """Return findings as records under "diagnosis", how many metrics were "judged", and how all "metrics" moved."""
     view = View.of(run)
     metrics: dict[str, dict[str, Any]] = {}
     for name, series in view.series.items():
         first, last = series.ends(max(1, min(WINDOW, len(series) // 2)))
-        metrics[name] = {"first": first, "last": last, "healthy": healthy_range(name)}
+        healthy = "" if name == "loss" and view.is_rollout else healthy_range(name)
+        metrics[name] = {"first": first, "last": last, "healthy": healthy}
     findings = [{**asdict(finding), "text": str(finding)} for finding in diagnose(view)]
-    return {"diagnosis": findings, "metrics": metrics}
+    return {"diagnosis": findings, "judged": view.judged, "metrics": metrics}
 
 
 def table() -> str:

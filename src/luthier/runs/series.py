@@ -57,6 +57,11 @@ class View:
         return cls(series, _objective(run))
 
     @property
+    def judged(self) -> int:
+        """Return how many metrics have enough points to be judged."""
+        return sum(len(series) >= 2 * WINDOW for series in self.series.values())
+
+    @property
     def is_rollout(self) -> bool:
         """Tell whether the run learns from answers of its own."""
         return "reward" in self.series
@@ -77,9 +82,9 @@ class View:
         return None if ends is None else ends[1]
 
     def spread(self, name: str) -> float:
-        """Return the size below which differences of a metric mean nothing: its deviation among answers, or steps."""
-        among_answers, own = self.last(f"{name}_std"), self.get(name)
-        return among_answers or (pstdev(own.values) if own else 0.0) or 1e-9
+        """Return the size below which differences of a metric mean little: its deviation among answers, or steps."""
+        among_answers, own = self.ends(f"{name}_std"), self.get(name)
+        return max(among_answers or (0.0,)) or (pstdev(own.values) if own else 0.0) or 1e-9
 
     def together(self, one: str, other: str) -> float | None:
         """Return how far two metrics rise and fall together, from -1 to 1."""
