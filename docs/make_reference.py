@@ -43,6 +43,9 @@ def compatibility() -> list[str]:
     for conditions, settings in compat.PRESETS:
         more = {dotted: meaning[conditions[dotted]] for dotted, meaning in compat.MEANS.items() if dotted in conditions}
         lines.append(f"| {_settings(conditions, there)} | {_settings(more | settings, {})} |")
+    lines += [
+        f"| {_settings(conditions, there)} | {_settings(settings, {})} |" for conditions, settings in compat.BECOMES
+    ]
     for title, table in (("left out, with a notice", compat.IGNORED), ("refused", compat.REFUSED)):
         lines += [f"\n## Keys that are {title}\n", "| key | reason |", "|---|---|"]
         lines += [f"| `{key}` | {reason} |" for key, reason in table.items()]

@@ -13,6 +13,7 @@ from luthier.config.load import SHELVES, dump, homes, json_schema, load_config
 from luthier.config.schema import SECTIONS
 from luthier.config.yaml_file import parse_scalar, parse_yaml
 from luthier.core.errors import ConfigError
+from luthier.core.registry import OBJECTIVES
 
 FLAT = """
 model_name_or_path: meta/some-model
@@ -77,6 +78,41 @@ def test_preference_keys_of_llama_factory() -> None:
         == 0.1
     )
     assert load_config({"model_name_or_path": "m", "pref_beta": 0.2}).config.objective.rows == "answer"
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "fields"),
+    [
+        ({"stage": "dpo"}, "dpo", {"beta": 0.1, "loss": "sigmoid"}),
+        ({"stage": "dpo", "pref_loss": "hinge"}, "dpo", {"loss": "hinge"}),
+        ({"stage": "dpo", "pref_loss": "orpo", "pref_beta": 0.3}, "orpo", {"beta": 0.3}),
+        ({"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0.5}, "simpo", {"beta": 2.0, "gamma": 0.5}),
+        ({"stage": "dpo", "pref_loss": "simpo", "pref_ftx": 1.0}, "simpo", {"sft_weight": 1.0}),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "kto", {"beta": 0.1}),
+        ({"objective": {"name": "dpo", "loss": "orpo"}}, "orpo", {"beta": 0.1}),
+        ({"stage": "kto", "pref_beta": 0.2, "kto_chosen_weight": 1.5, "kto_rejected_weight": 0.5}, "kto",
+         {"beta": 0.2, "desirable_weight": 1.5, "undesirable_weight": 0.5}),
+        ({"stage": "rm", "pref_beta": 0.2}, "rm", {"margin": 0.0}),
+    ],
+)  # fmt: skip
+def test_objectives_of_llama_factory(given: dict[str, Any], name: str, fields: dict[str, Any]) -> None:
+    config = load_config({"model_name_or_path": "m", **given}).config
+    assert OBJECTIVES.name_of(config.objective) == name
+    assert {key: getattr(config.objective, key) for key in fields} == fields
+    assert load_config(dump(config)).config == config
+
+
+def test_a_loss_of_the_command_line_becomes_its_objective() -> None:
+    given = {"model_name_or_path": "m", "stage": "dpo", "pref_loss": "sigmoid"}
+    assert OBJECTIVES.name_of(load_config(given, ["pref_loss=orpo"]).config.objective) == "orpo"
+    with pytest.raises(ConfigError, match="pref_loss: .*'sigmoid', 'hinge', 'ipo' or 'robust', found text 'orop'"):
+        load_config(given, ["pref_loss=orop"])
+
+
+def test_ppo_keys_of_llama_factory() -> None:
+    given = {"model_name_or_path": "m", "ppo_epochs": 2, "ppo_buffer_size": 3, "ppo_score_norm": True}
+    rollout = load_config(given).config.rollout
+    assert (rollout.rollout_epochs, rollout.rollout_minibatches, rollout.score_scaling) == (2, 3, True)
 
 
 def test_flat_nested_and_dotted_spellings_agree(tmp_path: Path) -> None:
@@ -149,7 +185,8 @@ def test_renamed_keys_lead_to_settings() -> None:
     from dataclasses import fields
 
     targets = {*compat.RENAMED.values(), *compat.VALUES, *(target for target, _ in compat.SWITCHES.values())}
-    presets = {dotted for conditions, settings in compat.PRESETS for dotted in (*conditions, *settings)}
+    tables = (*compat.PRESETS, *compat.BECOMES)
+    presets = {dotted for conditions, settings in tables for dotted in (*conditions, *settings)}
     assert presets & compat.WORDS.keys() == compat.WORDS.keys()
     for dotted in (targets | presets | compat.MEANS.keys()) - compat.WORDS.keys():
         section, _, key = dotted.partition(".")

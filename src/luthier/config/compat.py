@@ -31,6 +31,12 @@ RENAMED: dict[str, str] = {
     "pref_loss": "objective.loss",
     "pref_ftx": "objective.sft_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
+    "simpo_gamma": "objective.gamma",
+    "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight",
+    "ppo_epochs": "rollout.rollout_epochs",
+    "ppo_buffer_size": "rollout.rollout_minibatches",
+    "ppo_score_norm": "rollout.score_scaling",
     "freeze_trainable_layers": "tuning.layers",
     "freeze_trainable_modules": "tuning.modules",
     "freeze_extra_modules": "tuning.extra_modules",
@@ -103,6 +109,7 @@ IGNORED: dict[str, str] = {
     "greater_is_better": "the best checkpoint is the one with the lowest eval_loss",
     "full_determinism": "runs on a processor are bit-identical anyway",
     "pissa_convert": "such adapters are always written for the weights as they were",
+    "reward_model_type": "the folder of reward_model tells what it is",
     "hf_hub_token": "set HF_TOKEN in the environment; tokens are never written to a run directory",
 }
 """Key -> why leaving it out changes nothing."""
@@ -116,8 +123,10 @@ REFUSED: dict[str, str] = {
     "export_quantization_bit": "quantized exports are not part of this version",
     "fp8": "needs hardware that this version does not use",
     "ld_alpha": "all tokens of both answers count alike",
-    "simpo_gamma": "simpo is not part of this version",
-    "pref_bco_weight": "bco is not part of this version",
+    "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
+    "ppo_whiten_rewards": "advantages are whitened instead",
+    "reward_model_adapters": "name the adapter's folder as reward_model; its base is found through it",
+    "reward_model_quantization_bit": "the reward model is loaded like the model",
     "ref_model_adapters": "name the adapter's folder as ref_model; its base is found through it",
     "ref_model_quantization_bit": "the reference is loaded like the model",
     "image_max_pixels": "luthier trains text models",
@@ -154,6 +163,13 @@ PRESETS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 
 MEANS: dict[str, dict[Any, Any]] = {"tuning.name": {"qlora": "lora"}}
 """Dotted key -> a word for several settings (PRESETS) -> what it is for this one."""
+
+
+BECOMES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
+    ({"objective.name": "dpo", "objective.loss": loss}, {"objective.name": name})
+    for loss, name in (("orpo", "orpo"), ("simpo", "simpo"), ("kto_pair", "kto"))
+)
+"""What is written -> what it stands for instead."""
 
 
 def accepts_anyway(key: str, value: object) -> bool:

@@ -166,7 +166,7 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
 
 
 def _apply_presets(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> None:
-    """Let words that stand for several settings set those that are not named."""
+    """Let words that stand for other settings become those, and words for several set what is not named."""
 
     def given(dotted: str) -> Any:
         section, _, key = dotted.partition(".")
@@ -177,6 +177,14 @@ def _apply_presets(nested: dict[str, dict[str, Any]], places: dict[str, Place], 
             place = places.get(dotted, Place("given"))
             expected = " or ".join(map(str, known))
             problems.append(f"{place}: {place.key or dotted}: expected {expected}, found {printable(given(dotted))}")
+    for conditions, settings in compat.BECOMES:
+        if all(given(dotted) == value for dotted, value in conditions.items()):
+            for dotted in conditions:
+                section, _, key = dotted.partition(".")
+                del nested[section][key]
+            for dotted, value in settings.items():
+                section, _, key = dotted.partition(".")
+                nested[section][key] = value
     for conditions, settings in compat.PRESETS:
         if all(given(dotted) == value for dotted, value in conditions.items()):
             for dotted, value in settings.items():
