@@ -142,6 +142,8 @@ class Engine(Protocol):
 
     keeps_weights: ClassVar[bool]
     """True: answers come from a copy of the weights as they were at the last `sync`; False: from the module itself."""
+    version: int
+    """Which weights answer: the number given to the last `sync`."""
 
     def generate(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
@@ -155,6 +157,10 @@ class Engine(Protocol):
 
     def sync(self, model: nn.Module, version: int) -> None:
         """Adopt new weights."""
+        ...
+
+    def rest(self) -> None:
+        """Give back the memory that only answering needs, until the next `sync`."""
         ...
 
 

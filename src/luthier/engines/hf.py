@@ -94,6 +94,9 @@ class HfEngine:
         """Adopt new weights; the module is shared, so only the version moves."""
         self.model, self.version = model, version
 
+    def rest(self) -> None:
+        """Do nothing: the module is shared, so there is no memory of its own."""
+
     def generate(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
     ) -> list[list[Completion]]:

@@ -22,7 +22,8 @@ from luthier.engines.hf import check_prompt, end_ids, one_each
 from luthier.engines.pages import PageStore
 from luthier.engines.sample import choose
 from luthier.engines.text import TextStream
-from luthier.models.decoder import make_decoder
+from luthier.kernels.cpu import give_pages_back
+from luthier.models.decoder import NativeDecoder, TorchDecoder, make_decoder
 from luthier.models.decoder_parts import PAGE, Step, read_parts
 from luthier.models.virtual import keys_and_values
 
@@ -102,12 +103,15 @@ class LocalEngine:
         self._queue: deque[Request] = deque()
         self._prompts: list[_Prompt] = []
         self._answers: list[_Answer] = []
+        self._decoder: NativeDecoder | TorchDecoder | None = None
         self.sync(model, 0)
 
     def sync(self, model: nn.Module, version: int) -> None:
         """Adopt the weights of `model`; answers on their way are given up."""
         with self._lock, torch.inference_mode():
             self._abort()
+            self._decoder = None  # its memory first, then that of the new one
+            give_pages_back()
             self.version, self.end_ids = version, end_ids(model, self.tokenizer)
             parts = read_parts(model)
             kind = self._kind or str(parts.embedding.dtype).removeprefix("torch.")
@@ -117,6 +121,13 @@ class LocalEngine:
             self._pages = PageStore(parts.page_shape(), self._decoder.cache_dtype, self._device)
             self._write_virtual(model)
             self._name = plain_model(model).config.model_type
+
+    def rest(self) -> None:
+        """Give the memory of weights and pages back; the next `sync` brings them again."""
+        with self._lock:
+            self._abort()
+            self._decoder, self._pages = None, PageStore((1,), torch.float32, self._device, first=1)
+        give_pages_back()
 
     def _write_virtual(self, model: nn.Module) -> None:
         """Put the keys and values of virtual tokens into pages that every sequence begins with."""
@@ -268,6 +279,7 @@ class LocalEngine:
             tables=torch.from_numpy(tables).to(self._device),
             wanted=torch.tensor(wanted, device=self._device),
         )
+        assert self._decoder is not None, "the engine rests; sync gives it weights"
         return self._decoder.step(step, self._pages.memory)
 
     def _begin(self) -> list[tuple[Tensor, _Answer]]:

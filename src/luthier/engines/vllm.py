@@ -114,6 +114,9 @@ class VllmEngine:
         # Pages of earlier prompts hold what the old weights made of them.
         self.llm.reset_prefix_cache()
 
+    def rest(self) -> None:
+        """Do nothing: vLLM reserves its share of the memory once and keeps it."""
+
     def generate(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1
     ) -> list[list[Completion]]:

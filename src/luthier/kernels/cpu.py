@@ -68,6 +68,14 @@ def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL("libc.so.6") if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
 
 
+def give_pages_back() -> bool:
+    """Hand free memory of the heap back to the system. Returns whether that can be done here."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+    return libc is not None
+
+
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -84,13 +92,12 @@ class Heap:
 
     def tidy(self) -> bool:
         """Give free pages back when the process has grown; call between steps. Returns whether it did."""
-        libc = _glibc()
-        if libc is None:
+        if _glibc() is None:
             return False
         resident = _resident_bytes()
         self._usual = self._usual or resident
         if resident <= self.growth * self._usual:
             return False
-        libc.malloc_trim(0)
+        give_pages_back()
         self._usual = 0  # the next step shows what is usual
         return True

@@ -127,7 +127,20 @@ def _linear_obstacle(module: nn.Module) -> str | None:
 
 def weight_of(module: nn.Module) -> Tensor:
     """Return the weight of a module with what adapters make of it; of linear layers [outputs, inputs]."""
-    return _merged(module).weight.detach()
+    quick = _with_low_rank(at_work(module))
+    return _merged(module).weight.detach() if quick is None else quick
+
+
+def _with_low_rank(module: Any) -> Tensor | None:
+    """Return the weight of a linear layer with its one plain LoRA, without copying the module; None for others."""
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or module.merged or module.disable_adapters or len(module.active_adapters) != 1:
+        return None
+    (name,) = module.active_adapters
+    base = module.get_base_layer()
+    plain = name in module.lora_A and name not in module.lora_variant and type(base) is nn.Linear
+    return base.weight.detach() + module.get_delta_weight(name).detach().to(base.weight.dtype) if plain else None
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from luthier.rewards.grading import Grader
     from luthier.runs.store import RunStore
 
+TOKENS_TOGETHER = {True: 640, False: 16384}
+"""Tokens of one forward pass, prompts counted once, on a processor (True) and on a GPU; a longer answer stands alone.
+
+A processor gains nothing from more, and activations are the most of what learning needs."""
 STREAMS = frozenset({"advantage", "return", "old_logp", "old_value", "ref_logp", "correction", "engine_logp"})
 
 
@@ -44,8 +48,8 @@ class Sizes:
 
     prompts: int
     """Prompts of all ranks."""
-    rows_per_batch: int
-    batches_per_update: int
+    rows: int
+    """Most answers of one forward pass."""
     minibatches: int
     epochs: int
 
@@ -120,12 +124,15 @@ class Collector:
     def windows(self, start: Cursor) -> Iterator[Window]:
         """Yield windows without end; each is made with the weights of the moment, or, ahead, with those before it."""
         carried = Carried(**{"kl_coef": self.objective.kl_coef, **start.numbers})
+        self._version = self.engine.version = int(carried.step)
         cursor = replace(start, numbers=carried.as_numbers())
         while True:
             if self._ahead is None:
                 self.between()
                 self._adopt(int(cursor.numbers["step"]))
                 rollout = self._collect(cursor)
+                if self._pool is None:
+                    self._rest()
             else:
                 rollout, self._ahead = self._ahead.result(), None
                 kl_coef = {"kl_coef": cursor.numbers["kl_coef"]}
@@ -136,6 +143,12 @@ class Collector:
             window = self._window(rollout)
             cursor = window.next
             yield window
+
+    def _rest(self) -> None:
+        """Give the engine's memory to the learning."""
+        if self.engine.keeps_weights:
+            self.engine.rest()
+            self._version = -1
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -261,7 +274,8 @@ class Collector:
         )
         rollout_scores.score(
             segments,
-            self.sizes.rows_per_batch,
+            self.sizes.rows,
+            TOKENS_TOGETHER[self.accelerator.device.type == "cpu"],
             policy=self.policy if by_policy else None,
             reads=objective.reads - {"entropy"},
             reference=self.reference,
@@ -296,15 +310,14 @@ class Collector:
         return updates
 
     def _batches(self, segments: Sequence[Segment]) -> list[PackedBatch]:
-        """Return the batches of one update; every rank has the same number, empty ones where it has no answers."""
-        if self._most(len(segments)) == 0:
-            return []
-        parts = rollout_scores.chunks(segments, self.sizes.batches_per_update)
-        packed = [pack([[segment] for segment in part]) for part in parts if part]
-        if self.accelerator.num_processes == 1:
+        """Return the batches of one update; every rank has the same number, empty ones where it has no more answers."""
+        tokens = TOKENS_TOGETHER[self.accelerator.device.type == "cpu"]
+        packed = [pack([[each] for each in part]) for part in rollout_scores.split(segments, self.sizes.rows, tokens)]
+        missing = self._most(len(packed)) - len(packed)
+        if not missing:
             return packed
         spare = pack([[segments[0] if segments else self._placeholder()]]).without_predictions()
-        return [*packed, *[spare] * (self.sizes.batches_per_update - len(packed))]
+        return [*packed, *[spare] * missing]
 
     def _placeholder(self) -> Segment:
         """Return a sequence for a rank that has no answer to learn from."""
@@ -330,6 +343,7 @@ class Collector:
             template=self.template,
             max_turns=self.config.max_turns,
         )
+        self._rest()
         self._grade(groups)
         episodes = [episode for group in groups for episode in group.episodes]
         graded = [e.reward for e in episodes if e.reward is not None]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def score(
     segments: Sequence[Segment],
-    rows_per_batch: int,
+    rows: int,
+    tokens: int,
     *,
     policy: Policy | None,
     reads: frozenset[Read],
@@ -35,8 +36,7 @@ def score(
     device: torch.device,
 ) -> None:
     """Add the streams "old_logp" and, where it is read, "old_value" of `policy`, and "ref_logp" of `reference`."""
-    for start in range(0, len(segments), rows_per_batch):
-        part = segments[start : start + rows_per_batch]
+    for part in split(segments, rows, tokens):
         batch = pack([[segment] for segment in part]).to(device)
         if policy is not None:
             scores = policy(batch, reads=reads)
@@ -73,6 +73,25 @@ def drop_streams(segments: Sequence[Segment], kept: frozenset[str]) -> None:
     """Leave only the streams that the objective reads."""
     for segment in segments:
         segment.streams = {name: x for name, x in segment.streams.items() if name in kept}
+
+
+def split(segments: Sequence[Segment], rows: int, tokens: int) -> list[list[Segment]]:
+    """Split into forward passes of at most so many answers and tokens; a prompt that follows itself counts once.
+
+    The results do not depend on it.
+    """
+    parts: list[list[Segment]] = []
+    room, prompt = 0, None
+    for segment in segments:
+        first = int(learned_places(segment)[0])
+        here = segment.tokens[:first]
+        needed = len(segment.tokens) - (first if here == prompt and parts else 0)
+        if not parts or needed > room or len(parts[-1]) == rows:
+            parts.append([])
+            room, needed = tokens, len(segment.tokens)
+        parts[-1].append(segment)
+        room, prompt = room - needed, here
+    return parts
 
 
 def chunks(items: Sequence[Any], count: int) -> list[list[Any]]:

@@ -112,8 +112,7 @@ def sizes_of(config: RunConfig, num_ranks: int) -> Sizes:
         )
     return Sizes(
         prompts=answers // rollout.num_generations * num_ranks,
-        rows_per_batch=train.per_device_train_batch_size,
-        batches_per_update=train.gradient_accumulation_steps,
+        rows=train.per_device_train_batch_size,
         minibatches=minibatches,
         epochs=rollout.rollout_epochs or objective.usual_epochs,
     )
