@@ -101,9 +101,10 @@ def question(turns: Sequence[Placed], row: Mapping[str, object], *, field: str, 
     return Example(context=context, tools=tools, extra=with_answer(row, answer))
 
 
-def with_answer(row: Mapping[str, object], answer: str) -> dict[str, object]:
-    """Return all columns of a row, and its answer as one of them where there is none yet."""
-    return {"answer": answer, **row} if answer.strip() else dict(row)
+def with_answer(row: Mapping[str, object], answer: object) -> dict[str, object]:
+    """Return all columns of a row, and its answer, if it has any, as one of them where there is none yet."""
+    is_there = answer is not None and bool(str(answer).strip())
+    return {"answer": answer, **row} if is_there else dict(row)
 
 
 def preference(

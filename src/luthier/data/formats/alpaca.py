@@ -48,8 +48,7 @@ def alpaca_pair(row: Mapping[str, object], columns: Mapping[str, str], tags: Map
 def alpaca_prompt(row: Mapping[str, object], columns: Mapping[str, str], tags: Mapping[str, str]) -> Example:
     """Read the prompt alone; an output is kept as the column "answer"."""
     name = {**COLUMNS, **columns}
-    answer = text_of(row, name["response"], "response", required=False)
-    extra = with_answer(row, answer)
+    extra = with_answer(row, row.get(name["response"]))
     return Example(context=tuple(_context(row, name)), tools=tools_column(row, columns), extra=extra)
 
 
