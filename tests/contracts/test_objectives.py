@@ -16,6 +16,10 @@ STREAMS = {"reference": ("ref_logp",), "rollouts": ("ref_logp", "old_logp", "cor
 """What is needed -> streams that batches then have, one number a token; a rollout's advantage is one an answer."""
 
 
+HOLD_A_WEIGHT_STILL = {"cispo", "gspo_token"}
+"""Their gradient is not that of their value, by design; tests/objectives/test_policy_gradient.py says what it is."""
+
+
 def units_of(objective, count: int):
     units = [[segment(3, 2 + i + j, seed=10 * i + j) for j in range(objective.segments_per_unit)] for i in range(count)]
     names = [name for need in sorted(objective.needs) for name in STREAMS.get(need, ())]
@@ -86,7 +90,7 @@ def test_finite_for_extreme_log_probabilities(name: str) -> None:
         assert torch.isfinite(torch.autograd.grad(total, x)[0]).all()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.names())
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in HOLD_A_WEIGHT_STILL])
 def test_gradient_is_that_of_the_loss(name: str) -> None:
     objective = OBJECTIVES.get(name)()
     batch = pack(units_of(objective, 3))

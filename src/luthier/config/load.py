@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,20 @@ from luthier.core.registry import OBJECTIVES, TUNINGS, did_you_mean
 
 SHELVES = {"tuning": (TUNINGS, "lora"), "objective": (OBJECTIVES, "sft")}
 """Section -> its shelf and the name taken when none is given."""
-_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _inherit_help(schema: dict[str, Any], cls: type) -> None:
+    """Take the help of fields that a base class declares from there."""
+    for base in cls.__mro__[1:]:
+        if is_dataclass(base):
+            for key, facts in adapter(base).json_schema().get("properties", {}).items():
+                if "description" in facts:
+                    schema["properties"][key].setdefault("description", facts["description"])
+
+
+_STRICT = ConfigDict(
+    extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, json_schema_extra=_inherit_help
+)
 _INPUT_PATHS = (
     ("model", "model_name_or_path"),
     ("model", "adapter_name_or_path"),
