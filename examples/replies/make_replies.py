@@ -1,8 +1,8 @@
 """Write the reply data: a shop's letters from customers, curt and kind answers to them, and which of the two is better.
 
-The rows are synthetic and were written for this project. Three files come out:
+The rows are synthetic and were written for this project. These files come out:
 
-- sft.jsonl: what the shop used to answer, three times out of four curtly;
+- sft.jsonl: what the shop used to answer, three times out of five curtly;
 - pairs.jsonl and pairs_heldout.jsonl: a kind and a curt answer to the same letter, of about equal length;
 - prompts.jsonl and prompts_heldout.jsonl: letters without an answer.
 
@@ -17,7 +17,12 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Parts = tuple[tuple[str, ...], ...]
 
 NAMES = (
     """Anna;Tom;Priya;Liam;Mei;David;Clara;Ahmed;Nina;Marco;Ingrid;Yuki;Paul;Carlos;Ruth;Olga;Ben;Erik;Hugo;Greta""",
@@ -57,7 +62,6 @@ CURT = (
     ("Read the terms before you order.", "You should have looked at it sooner.", "Nothing can be done about it now."),
     ("Do not write to us again about this.", "There is no one here who has time for this."),
 )
-KIND_IN_FOUR = 1
 
 
 def letter(draw: random.Random, split: int) -> dict[str, str]:
@@ -67,7 +71,7 @@ def letter(draw: random.Random, split: int) -> dict[str, str]:
     return {**named, "text": draw.choice(OPENINGS).format(**named, trouble=draw.choice(TROUBLES[split]))}
 
 
-def reply(draw: random.Random, parts: tuple[tuple[str, ...], ...], about: dict[str, str]) -> str:
+def reply(draw: random.Random, parts: Parts, about: dict[str, str]) -> str:
     """Return one answer to a letter."""
     return " ".join(draw.choice(part) for part in parts).format(name=about["name"], good=about["good"])
 
@@ -91,6 +95,16 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
+def answered(draw: random.Random, kinds: Sequence[Parts]) -> list[dict[str, Any]]:
+    """Return letters with an answer; each of `kinds` is given equally often."""
+    rows = [
+        {"messages": user(each) + said(reply(draw, kinds[number % len(kinds)], each))}
+        for number, each in enumerate(letters(draw, 256, 0))
+    ]
+    draw.shuffle(rows)
+    return rows
+
+
 def pairs(draw: random.Random, count: int, split: int) -> list[dict[str, Any]]:
     """Return rows with a kind and a curt answer."""
     return [
@@ -104,14 +118,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     folder = parser.parse_args().out
     draw = random.Random(11)
-    kinds = [KIND if number % 4 < KIND_IN_FOUR else CURT for number in range(256)]
-    sft = [
-        {"messages": user(each) + said(reply(draw, kind, each))}
-        for each, kind in zip(letters(draw, len(kinds), 0), kinds, strict=True)
-    ]
-    draw.shuffle(sft)
     files: dict[str, list[Any]] = {
-        "sft": sft,
+        "sft": answered(draw, [KIND, KIND, CURT, CURT, CURT]),
         "pairs": pairs(draw, 256, 0),
         "pairs_heldout": pairs(draw, 64, 1),
         "prompts": [{"prompt": user(each)} for each in letters(draw, 256, 0)],
