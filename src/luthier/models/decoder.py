@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels import native
+from luthier.kernels.cpu import give_pages_back
 from luthier.models.decoder_parts import PAGE, Parts, Step, bias_of, weight_of
 from luthier.models.decoder_plain import TorchDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LAYERS_BETWEEN_PAGES = 8
 WEIGHT_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 """Form of packed weights -> its number in the C++ source."""
 
@@ -28,12 +30,14 @@ class NativeDecoder:
         self._parts = replace(parts, layers=[], head=nn.Identity())
         self.cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
         self._decoder = self._module.Decoder(parts.facts | {"half_cache": self.cache_dtype == torch.bfloat16})
-        for layer in parts.layers:
+        for number, layer in enumerate(parts.layers):
             linears = {name: self._pack(modules, kind) for name, modules in layer.linears.items()}
             joined = {f"{name}_bias": _joined_bias(layer.linears[name]) for name in ("qkv", "out")}
             biases = {name: bias for name, bias in joined.items() if bias is not None}
             numbers = {"window": layer.window or 0, "angles": layer.angles}
             self._decoder.add_layer(linears | layer.gains | biases | numbers)
+            if number % LAYERS_BETWEEN_PAGES == 0:
+                give_pages_back()  # what merging left would lie beside what is packed
         self._decoder.finish(parts.embedding, parts.norm, self._pack([parts.head], kind), bias_of(parts.head))
         self._angles = parts.angles(512)
 
