@@ -1,6 +1,7 @@
 """Every prediction stands where its segment would make it, whatever is shared and however rows are grouped."""
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_shared_prompt_is_computed_once() -> None:
     assert batch.num_tokens == 60 + 4 * 9
     assert batch.spans.parent == (-1, 0, 0, 0, 0)
     assert pack([[unit[0]], [segment(0, 10, 9, prefix=prompt[: MIN_SHARED_TOKENS - 1])]]).spans.parent == (-1, -1)
+
+
+def test_what_is_set_aside_is_a_batch_of_its_own() -> None:
+    prompt = list(range(100, 130))
+    units = [[segment(0, 4, seed, prefix=prompt), replace(segment(0, 6, 9 + seed, prefix=prompt), aside=True)] for seed in (1, 2)]  # fmt: skip
+    batch = pack(units)
+    alone = pack([[unit[0]] for unit in units]), pack([[replace(unit[1], aside=False)] for unit in units])
+    assert batch.aside is not None
+    for part, expected in ((replace(batch, aside=None), alone[0]), (batch.aside, alone[1])):
+        for each in fields(expected):
+            found, wanted = getattr(part, each.name), getattr(expected, each.name)
+            assert torch.equal(found, wanted) if isinstance(wanted, torch.Tensor) else found == wanted
+    assert pack([units[0][:1]]).aside is None
+    assert batch.segment_tokens == 2 * 34
+
+
+def test_a_rank_without_rows_has_nothing_aside_either() -> None:
+    unit = [segment(2, 4), replace(segment(2, 6, 9), aside=True)]
+    for rank in (0, 1):
+        (batch,) = Layout(rows_per_batch=1, rank=rank, num_ranks=2).share([[unit]])
+        assert batch.aside is not None
+        assert (batch.num_segments, batch.aside.num_segments) == ((1, 1) if rank == 0 else (0, 0))
+        assert (len(batch.aside.rows), batch.aside.num_tokens) == ((6, 7) if rank == 0 else (0, 7))
 
 
 def test_nothing_is_computed_behind_the_last_prediction() -> None:

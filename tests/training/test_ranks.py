@@ -10,10 +10,15 @@ from helpers import Jobs
 
 from luthier.runs.store import read_events
 
+WATCHED = {
+    "dpo": [("train", "rewards/margins"), ("eval", "eval_rewards/accuracies")],
+    "kto": [("train", "kl"), ("eval", "eval_kl"), ("eval", "eval_logps/chosen")],
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", ["sft", "dpo", "dpo\nprecompute_reference: false"], ids=["sft", "dpo", "dpo-on-the-fly"]
+    "stage", ["sft", "dpo", "dpo\nprecompute_reference: false", "kto"], ids=["sft", "dpo", "dpo-on-the-fly", "kto"]
 )
 def test_two_processes_equal_one(tiny: Path, rows: Path, pairs: Path, tmp_path: Path, jobs: Jobs, stage: str) -> None:
     rows = rows if stage == "sft" else pairs
@@ -35,7 +40,7 @@ def test_two_processes_equal_one(tiny: Path, rows: Path, pairs: Path, tmp_path: 
         ("train", "grad_norm"),
         ("train", "tokens"),
         ("eval", "eval_loss"),
-        *([("train", "rewards/margins"), ("eval", "eval_rewards/accuracies")] if stage != "sft" else []),
+        *WATCHED.get(stage.partition("\n")[0], []),
     ):
         one, two = ([event[key] for event in read_events(tmp_path / run, kind)] for run in ("one", "two"))
         assert len(one) >= 3
