@@ -23,6 +23,8 @@ from luthier.core.registry import OBJECTIVES, TUNINGS
 from luthier.models.device import place
 from luthier.models.load import load_for_inference
 from luthier.models.policy import Policy
+from luthier.models.reward_model import load_reward_model
+from luthier.models.value import only_grades
 from luthier.training.trainer import Trainer
 from luthier.workflows.train import train
 
@@ -74,18 +76,26 @@ def check_moved(policy: Policy, model: Path, config: Any) -> None:
     assert learning == {n for n, _ in policy.model.named_parameters() if learns(n)}
     assert learning
     base, _ = load_for_inference(replace(config.model, model_name_or_path=str(model)), place(config.model))
-    before = base.state_dict()
     after = {name.replace(".base_layer", ""): x for name, x in plain_model(policy.model).state_dict().items()}
+    # A model that only grades has no output head.
+    before = {name: x for name, x in base.state_dict().items() if name in after or name != "lm_head.weight"}
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert moved <= {n for n in before if learns(n)}
     assert bool(moved) == config.tuning.base_learns
+
+
+def loaded(config: Any, run: Path) -> Policy:
+    """What a finished run is for others: a reward model, or a model that answers."""
+    if only_grades(config.objective.needs):
+        return load_reward_model(str(run), config.model, place(config.model)).policy
+    return Policy(load_for_inference(replace(config.model, model_name_or_path=str(run)), place(config.model))[0])
 
 
 @pytest.mark.parametrize(("objective", "tuning", "quantization"), list(dict.fromkeys(cell[:3] for cell in CELLS)))
 def test_cell(base, rows, pairs, tmp_path, quick, objective: str, tuning: str, quantization: str) -> None:
     family, model = base
     cell = objective, tuning, quantization, family
-    kind = pairs if OBJECTIVES.get(objective).rows == "pair" else rows
+    kind = pairs if OBJECTIVES.get(objective).rows in ("pair", "tagged") else rows
     reason = why_not(tuning, quantization)
     if reason is not None:
         with pytest.raises(ConfigError, match=reason[:50]):
@@ -98,10 +108,11 @@ def test_cell(base, rows, pairs, tmp_path, quick, objective: str, tuning: str, q
     assert all(torch.isfinite(torch.tensor(float.fromhex(loss))) for loss in losses(whole).values())
     policy = quick[-1].accelerator.unwrap_model(quick[-1].policy).eval()
     check_moved(policy, model, config)
-    loaded, _ = load_for_inference(replace(config.model, model_name_or_path=str(whole)), place(config.model))
-    batch = next(quick[-1].loader.windows(quick[-1].state.cursor)).batches[0]
+    batch, reads = next(quick[-1].loader.windows(quick[-1].state.cursor)).batches[0], config.objective.reads
     with torch.no_grad():
-        torch.testing.assert_close(Policy(loaded)(batch).logp, policy(batch).logp, rtol=1e-5, atol=1e-5)
+        found, expected = loaded(config, whole)(batch, reads=reads), policy(batch, reads=reads)
+    for name in reads:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
     train(config_of(cell, model, kind, half, resume=str(whole / "checkpoint-1")), quiet=True)
     assert losses(half)[2] == losses(whole)[2]
     name = "adapter_model.safetensors" if not config.tuning.base_learns else "model.safetensors"

@@ -1,24 +1,21 @@
 """Training of reward models, from pairs to a folder that grades."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from helpers import losses, make_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier.config.load import load_config
-from luthier.core.batch import Loss
 from luthier.core.errors import ConfigError, Interrupted, ModelError
 from luthier.core.registry import OBJECTIVES
 from luthier.core.types import Message
-from luthier.data.prepare import Preparer
 from luthier.models.device import place
 from luthier.models.reward_files import is_reward_folder, read_head
 from luthier.models.reward_model import load_reward_model
@@ -28,46 +25,6 @@ from luthier.workflows.chat import open_conversations
 from luthier.workflows.estimate import estimate
 from luthier.workflows.evaluate import evaluate
 from luthier.workflows.train import train
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StandIn:
-    """Bradley-Terry on the value where the last token is predicted."""
-
-    needs: ClassVar[frozenset] = frozenset({"value"})
-    reads: ClassVar[frozenset] = frozenset({"value"})
-    rows: ClassVar[str] = "pair"
-    segments_per_unit: ClassVar[int] = 2
-    rate_factor: ClassVar[float] = 1.0
-
-    def count(self, batch):
-        return batch.weight.new_tensor(batch.num_segments // 2)
-
-    def __call__(self, scores, batch):
-        last_S = torch.stack([(batch.segment_ids == s).nonzero().max() for s in range(batch.num_segments)])
-        margin_P = scores.value[last_S].view(-1, 2) @ torch.tensor([1.0, -1.0])
-        accuracy = ((margin_P > 0).sum(), self.count(batch))
-        return Loss(-logsigmoid(margin_P).sum(), {"rewards/accuracies": accuracy})
-
-
-if "rm" not in OBJECTIVES.names():
-    OBJECTIVES.register("rm")(StandIn)
-
-    @pytest.fixture(autouse=True)
-    def _read_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-        """One token more, whose prediction is made at the last token of the answer."""
-        plain = Preparer._checked
-
-        def checked(self, rendered, where, report):
-            units = plain(self, rendered, where, report)
-            for each in (segment for unit in units for segment in unit):
-                last = max(i for i, weight in enumerate(each.weight) if weight)
-                each.tokens = [*each.tokens[: last + 1], 0]
-                each.weight = [0.0] * (last + 1) + [1.0]
-            return units
-
-        monkeypatch.setattr(Preparer, "_checked", checked)
-
 
 ANSWERS = ["please stone", "21 no"]
 FULL = {"finetuning_type": "full", "lora_rank": None}
