@@ -32,8 +32,12 @@ def test_yaml(path: Path, tiny: Path, tmp_path: Path, jobs: Jobs) -> None:
     assert trained.code == 0, trained.err
     assert (trained.last_json["status"], trained.last_json["steps"]) == ("done", 3)
     said = jobs.run("chat", "run", "--message", "hello", "--compare", "--json", "max_new_tokens=4", cwd=tmp_path)
-    assert said.code == 0, said.err
-    assert len(said.last_json["answers"]) == 2
+    grades = "stage: rm" in path.read_text()
+    if grades:
+        assert (said.code, "is a reward model" in said.err) == (2, True)
+    else:
+        assert said.code == 0, said.err
+        assert len(said.last_json["answers"]) == 2
     exported = jobs.run("export", "run", "--json", cwd=tmp_path)
     assert exported.code == 0, exported.err
     folder = tmp_path / exported.last_json["folder"]
@@ -41,8 +45,26 @@ def test_yaml(path: Path, tiny: Path, tmp_path: Path, jobs: Jobs) -> None:
         assert (folder / "adapter_model.safetensors").read_bytes() == (
             tmp_path / "run/adapter_model.safetensors"
         ).read_bytes()
+    elif grades:
+        assert_same_rewards(tmp_path / "run", folder)
     else:
         assert_same_model(tmp_path / "run", folder)
+
+
+def assert_same_rewards(run: Path, exported: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from luthier.config.load import load_config
+    from luthier.models.device import place
+    from luthier.models.reward_model import load_reward_model
+
+    config = load_config(run, [f"model_name_or_path={run}"]).config.model
+    ours = load_reward_model(str(run), config, place(config))
+    plain = AutoModelForSequenceClassification.from_pretrained(exported, num_labels=1, dtype=torch.float32).eval()
+    ids = ours.tokenizer("What is a fret?").input_ids
+    with torch.no_grad():
+        expected = plain(torch.tensor([ids])).logits[:, 0]
+    torch.testing.assert_close(ours.score([ids[:-1]], [ids[-1:]]), expected, rtol=1e-4, atol=1e-4)
 
 
 def assert_same_model(run: Path, exported: Path) -> None:
