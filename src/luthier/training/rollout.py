@@ -115,7 +115,8 @@ class Collector:
         self.between: Callable[[], None] = lambda: None
         """Called before a round of answers; the trainer leaves from here when it shall stop."""
         self.steps_per_epoch: int | None = ceil(len(prompts.rows) / sizes.prompts)
-        self._version = -1
+        self._version: int | None = None
+        """Of the weights in the engine: none as long as it has those that it was made with, -1 while it rests."""
         self._pool = ThreadPoolExecutor(1, "rollout") if config.rollout_ahead else None
         self._ahead: Future[Rollout] | None = None
 
@@ -124,7 +125,8 @@ class Collector:
     def windows(self, start: Cursor) -> Iterator[Window]:
         """Yield windows without end; each is made with the weights of the moment, or, ahead, with those before it."""
         carried = Carried(**{"kl_coef": self.objective.kl_coef, **start.numbers})
-        self._version = self.engine.version = int(carried.step)
+        if self._version is None:
+            self._version = self.engine.version = int(carried.step)
         cursor = replace(start, numbers=carried.as_numbers())
         while True:
             if self._ahead is None:
@@ -331,8 +333,9 @@ class Collector:
         """Answer the held-out prompts greedily and return mean rewards, length and the share of cut-off answers."""
         if self._ahead is not None:
             self._ahead.exception()
-        self._version = -1
-        self._adopt(-1)
+        if self._version is not None:
+            self._version = None
+            self._adopt(-1)
         how = replace(self._how("held out", temperature=0.0), top_p=1.0, top_k=0)
         groups = answer_prompts(
             self.held_out,
