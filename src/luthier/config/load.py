@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,8 @@ _INPUT_PATHS = (
     ("data", "dataset"),
     ("data", "eval_dataset"),
     ("data", "dataset_dir"),
+    ("rollout", "reward_model"),
+    ("rollout", "critic_model"),
 )
 """Section and key of what is read, never of what is written: these are looked for beside the file, too."""
 
@@ -227,6 +229,21 @@ def _look_beside(folder: Path, nested: dict[str, dict[str, Any]]) -> None:
             values[key] = [complete(value) for value in values[key]]
         elif isinstance(values.get(key), str):
             values[key] = ",".join(complete(part.strip()) for part in values[key].split(","))
+    rollout = nested.get("rollout", {})
+    if isinstance(rollout.get("rewards"), list):
+        rollout["rewards"] = [_named_beside(part, complete) for part in rollout["rewards"]]
+    if "environment" in rollout:
+        rollout["environment"] = _named_beside(rollout["environment"], complete)
+
+
+def _named_beside(part: Any, complete: Callable[[Any], Any]) -> Any:
+    """Complete the path in FILE.py:attribute, where a part of the shelves is named so."""
+    name = part.get("name") if isinstance(part, dict) else part
+    file, colon, attribute = str(name).rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return part
+    found = f"{complete(file)}:{attribute}"
+    return {**part, "name": found} if isinstance(part, dict) else found
 
 
 def _hashable(value: Any) -> bool:
@@ -304,7 +321,7 @@ def _validate(section: str, cls: type, values: dict[str, Any], places: dict[str,
         return None
 
 
-_REASONS = {
+REASONS = {
     "missing": "is required",
     "bool_parsing": "expected true or false",
     "int_parsing": "expected a whole number",
@@ -328,7 +345,7 @@ def _explain(section: str, key: str, problem: dict[str, Any], known: list[str], 
         return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){hint}"
     if problem["type"] == "missing":
         return f"{where}: {key} is required; give it in the file or as {key}=..."
-    reason = _REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
+    reason = REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
     if not key:  # settings of one section that contradict each other
         return f"{section}: {reason}"
     kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")

@@ -14,8 +14,7 @@ from luthier.core.log import logger
 from luthier.core.protocols import Environment
 from luthier.data.audit import AuditReport
 from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
-from luthier.environments.build import build_environment
-from luthier.rewards.build import build_rewards
+from luthier.rewards.build import build_rewards, check_columns
 from luthier.rewards.grading import Grader, NamedReward
 from luthier.training.model_reward import ModelReward
 from luthier.training.rollout import Collector, Sizes
@@ -122,7 +121,11 @@ def prepare_prompts(config: RunConfig, parts: Parts) -> Prompts:
     """Read prompts and build what grades their answers. Raises ConfigError and DataError."""
     template, model = parts.preparer.template, parts.policy.model
     rollout, data = config.rollout, config.data
-    environment = None if rollout.environment is None else build_environment(rollout.environment)
+    environment = None
+    if rollout.environment is not None:
+        from luthier.environments.build import build_environment
+
+        environment = build_environment(rollout.environment)
     rewards = build_rewards(rollout.rewards, environment)
     if parts.reward_model is not None:
         graded = ModelReward(parts.reward_model, parts.tokenizer)
@@ -137,6 +140,7 @@ def prepare_prompts(config: RunConfig, parts: Parts) -> Prompts:
     reports: dict[str, AuditReport] = {}
     train = _read("train", config, data.dataset, environment, template, most, reports)
     held_out = _read("eval", config, data.eval_dataset, None, template, most, reports) if data.eval_dataset else []
+    check_columns(rewards, (row.example for row in (*train, *held_out)))
     if data.val_size:
         held = int(data.val_size) if data.val_size >= 1 else max(1, round(data.val_size * len(train)))
         if held >= len(train):
