@@ -6,9 +6,9 @@ The page docs/matrix.md is written from these results: LUTHIER_WRITE_PAGES=1 mak
 import itertools
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from luthier.config.combinations import IMPOSSIBLE, QUANTIZATIONS, why_not
 from luthier.config.load import load_config
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
-from luthier.core.registry import OBJECTIVES, TUNINGS
+from luthier.core.registry import OBJECTIVES, REWARDS, TUNINGS
+from luthier.core.types import Answer
 from luthier.models.device import place
 from luthier.models.load import load_for_inference
 from luthier.models.policy import Policy
@@ -29,7 +30,24 @@ from luthier.training.trainer import Trainer
 from luthier.workflows.train import train
 
 FAMILIES = ("llama", "gemma3", "phi3", "qwen3_moe")
-CELLS = list(itertools.product(OBJECTIVES.names(), TUNINGS.names(), ("none", *QUANTIZATIONS), FAMILIES))
+LIKE = {
+    **dict.fromkeys(("dr_grpo", "dapo", "dupo", "gspo", "gspo_token", "cispo", "rloo", "reinforce++"), "grpo"),
+    **dict.fromkeys(("cpo", "simpo", "orpo"), "dpo"),
+}
+"""Objectives that are another formula over the same batches as one that is tried with everything."""
+TRIED_WITH = {"lora", "full"}
+"""Tunings that each of them is tried with itself, on one family."""
+
+
+def is_tried(objective: str, tuning: str, quantization: str, family: str) -> bool:
+    return objective not in LIKE or (tuning in TRIED_WITH and quantization == "none" and family == FAMILIES[0])
+
+
+CELLS = [
+    cell
+    for cell in itertools.product(OBJECTIVES.names(), TUNINGS.names(), ("none", *QUANTIZATIONS), FAMILIES)
+    if is_tried(*cell)
+]
 RESULTS: dict[tuple[str, ...], str] = {}
 """Cell -> "" where it works, or the reason why not."""
 PAGE = Path(__file__).parents[2] / "docs/matrix.md"
@@ -37,6 +55,21 @@ SETTINGS = {
     "max_steps": 2, "save_steps": 1, "threads": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
     "plot_loss": False, "dtype": "float32", "cutoff_len": 64,
 }  # fmt: skip
+ROLLOUTS = {
+    "rewards": ["early_letters"], "num_generations": 4, "max_completion_length": 4, "per_device_train_batch_size": 4,
+    "rollout_minibatches": 1, "rollout_epochs": 1, "cutoff_len": 96,
+}  # fmt: skip
+
+
+@REWARDS.register("early_letters")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyLetters:
+    """Random answers differ in it."""
+
+    may_hang: ClassVar[bool] = False
+
+    def __call__(self, answer: Answer) -> float:
+        return sum(token % 7 for token in answer.completion.tokens) / 7
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -62,7 +95,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> list[Trainer]:
 
 def config_of(cell: tuple[str, ...], model: Path, rows: Path, run: Path, **more: Any) -> Any:
     objective, tuning, quantization, _ = cell
-    settings = {**SETTINGS, "model_name_or_path": str(model), "dataset": str(rows), "output_dir": str(run), **more}
+    rolls_out = OBJECTIVES.get(objective).rows == "prompt"
+    settings = {
+        **SETTINGS,
+        **(ROLLOUTS if rolls_out else {}),
+        "model_name_or_path": str(model),
+        "dataset": str(rows),
+        "output_dir": str(run),
+        **more,
+    }
     config = load_config(
         {**settings, "stage": objective, "finetuning_type": tuning, "quantization": quantization}
     ).config
@@ -95,6 +136,8 @@ def loaded(config: Any, run: Path) -> Policy:
 def test_cell(base, rows, pairs, tmp_path, quick, objective: str, tuning: str, quantization: str) -> None:
     family, model = base
     cell = objective, tuning, quantization, family
+    if not is_tried(*cell):
+        return
     kind = pairs if OBJECTIVES.get(objective).rows in ("pair", "tagged") else rows
     reason = why_not(tuning, quantization)
     if reason is not None:
@@ -108,7 +151,8 @@ def test_cell(base, rows, pairs, tmp_path, quick, objective: str, tuning: str, q
     assert all(torch.isfinite(torch.tensor(float.fromhex(loss))) for loss in losses(whole).values())
     policy = quick[-1].accelerator.unwrap_model(quick[-1].policy).eval()
     check_moved(policy, model, config)
-    batch, reads = next(quick[-1].loader.windows(quick[-1].state.cursor)).batches[0], config.objective.reads
+    batch = next(quick[-1].loader.windows(quick[-1].state.cursor)).batches[0]
+    reads = config.objective.reads - ({"value"} if "rollouts" in config.objective.needs else set())
     with torch.no_grad():
         found, expected = loaded(config, whole)(batch, reads=reads), policy(batch, reads=reads)
     for name in reads:
@@ -121,6 +165,12 @@ def test_cell(base, rows, pairs, tmp_path, quick, objective: str, tuning: str, q
     RESULTS[cell] = ""
 
 
+def _alike(objective: str) -> str:
+    return (
+        f"what is said of {objective} holds for {', '.join(name for name, like in LIKE.items() if like == objective)}"
+    )
+
+
 def page() -> str:
     """The results as a table: a line a tuning, a column a quantization, and in each cell what works."""
     numbers = {each.reason: index for index, each in enumerate(IMPOSSIBLE, 1)}
@@ -131,13 +181,17 @@ def page() -> str:
         f"on tiny models of {len(FAMILIES)} families ({', '.join(FAMILIES)}). A number is the reason why not; it is also "
         "what you are told when you try. Made by `tests/contracts/test_matrix.py` from its own results.",
         "",
+        f"{_alike('grpo')} and {_alike('dpo')}: other formulas over the same batches, each tried with "
+        f"{' and '.join(sorted(TRIED_WITH))} itself.",
+        "",
         f"| tuning | {' | '.join(('no quantization', *QUANTIZATIONS))} |",
         "|---" * (2 + len(QUANTIZATIONS)) + "|",
     ]
     for tuning in TUNINGS.names():
         cells = []
         for quantization in ("none", *QUANTIZATIONS):
-            found = {o: {RESULTS[o, tuning, quantization, f] for f in FAMILIES} for o in OBJECTIVES.names()}
+            whole = [objective for objective in OBJECTIVES.names() if objective not in LIKE]
+            found = {o: {RESULTS[o, tuning, quantization, f] for f in FAMILIES} for o in whole}
             works = [o for o, reasons in found.items() if reasons == {""}]
             reasons = sorted({numbers[r] for rs in found.values() for r in rs if r})
             cells.append(", ".join([*works, *(f"({n})" for n in reasons)]))

@@ -52,14 +52,17 @@ def watched(reward_S: Tensor, logp_S: Tensor, count: Tensor) -> dict[str, tuple[
 
 
 def watched_rewards(reward_S: Tensor, count: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return rewards of both answers, and how often and how far the chosen one is ahead, as sums over pairs."""
+    """Return rewards of both answers, and how often and how far the chosen one is ahead, as sums over pairs.
+
+    Equal rewards count half, so that a policy that is its own reference is right half of the time.
+    """
     chosen_P, rejected_P = both(reward_S.detach())
     margin_P = chosen_P - rejected_P
     return {
         "rewards/chosen": (chosen_P.sum(), count),
         "rewards/rejected": (rejected_P.sum(), count),
         "rewards/margins": (margin_P.sum(), count),
-        "rewards/accuracies": ((margin_P > 0).sum(), count),
+        "rewards/accuracies": ((margin_P > 0).sum() + 0.5 * (margin_P == 0).sum(), count),
     }
 
 
