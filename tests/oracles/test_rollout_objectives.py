@@ -106,7 +106,7 @@ def test_entropy_term_of_a_mean_over_tokens(folder: Path) -> None:
 
 
 def test_rloo(folder: Path) -> None:
-    """TRL multiplies the advantage by the ratio of whole answers, the paper (equation 6) by their log-probability.
+    """TRL multiplies the advantage by the ratio of whole answers, the paper (arXiv:2402.14740) by their log-probability.
 
     At the policy that answered the gradients are the same; the values are not.
     """

@@ -26,8 +26,8 @@ class Grpo(RolloutSettings):
 class DrGrpo(RolloutSettings):
     """GRPO done right: without the two divisions that favour long wrong answers and prompts of a certain difficulty.
 
-    arXiv:2503.20783, section 3.2 and figure 1: advantages are reward - mean, and tokens are added up and divided by a
-    number that does not depend on them, the most tokens that an answer may have. No KL term (section 3.1).
+    arXiv:2503.20783, section 3.2: advantages are reward - mean, and tokens are added up and divided by a number that
+    does not depend on them, the most tokens that an answer may have. No KL term, as there.
     """
 
     aggregation: Aggregation = "limit"

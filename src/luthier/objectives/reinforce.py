@@ -15,9 +15,9 @@ from luthier.objectives.rollouts import Coefficient, KlPlace, RolloutSettings
 class Rloo(RolloutSettings):
     """REINFORCE, leaving one out: each answer is compared with the mean of the others; the mean over answers.
 
-    arXiv:2402.14740: the gradient of a whole answer's log-probability (equation 6) times its reward less the mean of
-    the others (section 3.3); the reward is lowered by the KL penalty of the answer (equation 2), whose weight differs
-    between the paper's tasks and is TRL's here.
+    arXiv:2402.14740: the gradient of a whole answer's log-probability times its reward less the mean reward of the
+    others; rewards are lowered by the KL penalty of the answer, whose weight differs between the paper's tasks and is
+    TRL's here.
     """
 
     surrogate: Surrogate = "plain"
