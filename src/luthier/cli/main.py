@@ -52,6 +52,7 @@ def train(
     from dataclasses import asdict
 
     from luthier.cli.show import as_json
+    from luthier.models.value import only_grades
     from luthier.workflows.train import train as run_training
 
     result = run_training(loaded.config, quiet=quiet)
@@ -60,7 +61,9 @@ def train(
     if json:
         as_json(**asdict(result))
         return
-    logger.info("talk to it:  luthier chat %s --compare\nexport it:   luthier export %s", result.run, result.run)
+    grades = only_grades(loaded.config.objective.needs)
+    first = "let it grade: reward_model: %s" if grades else "talk to it:  luthier chat %s --compare"
+    logger.info(f"{first}\nexport it:   luthier export %s", result.run, result.run)
     print(result.run)
 
 

@@ -28,6 +28,7 @@ RENAMED: dict[str, str] = {
     "prefix_projection": "tuning.reparameterization",
     "encoder_hidden_size": "tuning.hidden",
     "pref_beta": "objective.beta",
+    "ppo_target": "objective.kl_target",
     "pref_loss": "objective.loss",
     "pref_ftx": "objective.sft_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
