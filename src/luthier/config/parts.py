@@ -81,7 +81,7 @@ def load(source: Source, what: str) -> Any:
     sys.path += [each for each in source.search if each not in sys.path]
     try:
         module = _load_file(source.module) if source.is_file else importlib.import_module(source.module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  code of the user's raises whatever it likes
+    except (Exception, SystemExit) as error:
         line = f", line {error_line(error)}" if error_line(error) else ""
         reason = f"{type(error).__name__}: {first_line(Exception(str(error)))}"
         raise ConfigError(f"{what}: cannot import {source.module}{line}: {reason}") from error

@@ -5,25 +5,23 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.errors import LuthierError, TrainingError
 from luthier.core.log import say_once
+from luthier.core.protocols import Reward
+from luthier.core.types import Answer
 from luthier.rewards.outcomes import Failure, Outcome, as_outcome, failure_of, grade_together
 from luthier.rewards.worker import Job, Worker
-
-if TYPE_CHECKING:
-    from luthier.core.protocols import Reward
-    from luthier.core.types import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class NamedReward:
     """A reward, the name it is logged by, and its weight in the sum.
 
-    What the reward may tell about itself: `may_hang` (False: runs here; True: in a process that is killed after the time
-    limit), `many(answers)` (grades all answers in one call), `time_limit_seconds` (of its own), `parallel` (answers that
-    are graded at the same time), `columns` (what a row must have).
+    What the reward may tell about itself: `may_hang` (False: runs here; True: in a process that is killed after the
+    time limit), `many(answers)` (grades all answers in one call), `time_limit_seconds` (of its own), `parallel`
+    (answers that are graded at the same time), `columns` (what a row must have).
     """
 
     name: str
@@ -99,7 +97,7 @@ class Grader:
         reward, pickled = self.rewards[number].reward, self._pickles[number]
         together = hasattr(reward, "many")
         if pickled is None:
-            return _grade_here(reward, answers, together)
+            return _grade_here(reward, answers, together=together)
         job = Job(
             number=number,
             reward=pickled,
@@ -147,7 +145,7 @@ def _pickle_of(named: NamedReward) -> bytes | None:
         return None
 
 
-def _grade_here(reward: Any, answers: Sequence[Answer], together: bool) -> list[Outcome]:
+def _grade_here(reward: Any, answers: Sequence[Answer], *, together: bool) -> list[Outcome]:
     if together:
         try:
             return grade_together(reward, answers)

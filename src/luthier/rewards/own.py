@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.config.parts import Source, load, make
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.types import Answer, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 Form = Literal["single", "answers", "columns"]
 """single: one answer at a time; answers: many(answers); columns: TRL's f(completions, prompts, **columns)."""

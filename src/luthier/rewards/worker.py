@@ -16,16 +16,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import luthier
 from luthier.core import errors
 from luthier.core.log import logger
+from luthier.core.types import Answer
 from luthier.rewards.outcomes import Failure, Outcome
 from luthier.rewards.worker_process import Request
-
-if TYPE_CHECKING:
-    from luthier.core.types import Answer
 
 SECONDS_TO_START = 120.0
 """Until a reward is imported."""
@@ -190,10 +188,7 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
         code = process.poll()
-        if code is None:
-            how = "closed its channel"
-        else:
-            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        how = "closed its channel" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
         said = self._output.last_line() if self._output is not None else ""
         return f"its process ended ({how})" + (f": {said}" if said else "")
 
@@ -219,7 +214,7 @@ class _Output(threading.Thread):
             while data := os.read(self._stream.fileno(), 1 << 16):
                 self._last = (self._last + data)[-2000:]
                 if left > 0:
-                    for line in data[:left].decode(errors="replace").splitlines():
+                    for line in data[:left].decode(errors="replace").strip().splitlines():
                         logger.info("reward: %s", "".join(c if c.isprintable() or c == "\t" else "?" for c in line))
                     left -= len(data)
                     if left <= 0:

@@ -13,17 +13,14 @@ import signal
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.types import Answer
 from luthier.rewards.outcomes import Failure, as_outcome, failure_of, grade_together
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from luthier.core.types import Answer
 
 
 @dataclass(frozen=True, slots=True)
