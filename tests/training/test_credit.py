@@ -15,6 +15,7 @@ from luthier.data.prompts import PromptRow
 from luthier.training import credit, groups
 from luthier.training.episodes import Episode, Group
 from luthier.training.rollout_scores import chunks, gap, weigh_by_engine
+from luthier.training.rollout_state import Carried
 
 
 def episode(reward, tokens=(5, 6, 7), finish="stop", logp=None, **rewards):
@@ -54,15 +55,19 @@ def test_normalizing_brings_each_reward_to_its_own_spread() -> None:
 
 
 def test_rewards_are_clipped_scaled_and_lowered() -> None:
-    running = credit.RunningDeviation()
     episodes = [episode(4.0), episode(0.0, finish="length")]
-    credit.shape_rewards(episodes, RolloutConfig(score_clip=1.0, cut_off="penalize", cut_off_penalty=0.5), running)
+    credit.shape_rewards(episodes, RolloutConfig(score_clip=1.0, cut_off="penalize", cut_off_penalty=0.5), 1.0)
     assert [e.reward for e in episodes] == [1.0, -0.5]
-    assert (running.count, running.mean) == (2, 2.0)
-    assert running.deviation == pytest.approx(np.std([4.0, 0.0], ddof=1))
     scaled = [episode(4.0), episode(0.0)]
-    credit.shape_rewards(scaled, RolloutConfig(score_scaling=True), credit.RunningDeviation())
-    assert scaled[0].reward == pytest.approx(4 / np.std([4.0, 0.0], ddof=1))
+    credit.shape_rewards(scaled, RolloutConfig(score_scaling=True), 2.0)
+    assert [e.reward for e in scaled] == [2.0, 0.0]
+
+
+def test_the_running_deviation_is_that_of_all_rewards() -> None:
+    values = [4.0, 0.0, 1.5, 2.5]
+    carried = Carried(rewards=4, reward_sum=sum(values), reward_squares=sum(x * x for x in values))
+    assert carried.deviation == pytest.approx(np.std(values, ddof=1))
+    assert Carried(rewards=2, reward_sum=2, reward_squares=2).deviation == Carried(rewards=1).deviation == 1.0
 
 
 def test_every_learned_token_gets_the_advantage_of_its_answer() -> None:

@@ -21,6 +21,18 @@ RULES: tuple[Rule, ...] = (
         "gradient_checkpointing instead",
     ),
     (
+        lambda c: bool(c.data.packing) and _rolls_out(c),
+        "packing is for rows; answers are packed anyway, as many as fit a forward pass",
+    ),
+    (
+        lambda c: c.train.precompute_reference is not None and _rolls_out(c),
+        "precompute_reference is for rows; answers are scored as they come",
+    ),
+    (
+        lambda c: c.data.mix_strategy != "concat" and _rolls_out(c),
+        "mix_strategy is for rows; prompts of several data sets are shuffled together",
+    ),
+    (
         lambda c: c.rollout.importance_cap > 0 and c.rollout.old_logp == "engine",
         "importance_cap weighs the trainer's log-probabilities against the engine's, but old_logp: engine takes the "
         "engine's for both; leave one of them out",

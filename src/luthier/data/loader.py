@@ -52,6 +52,8 @@ class Window:
     """name -> (sum, count) of what was seen while the window was made."""
     peaks: Mapping[str, float] = field(default_factory=dict[str, float])
     """name -> largest value, likewise."""
+    only_critic: bool = False
+    """The policy stays as it is."""
 
     @property
     def batches(self) -> list[PackedBatch]:

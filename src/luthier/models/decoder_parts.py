@@ -138,7 +138,7 @@ def _with_low_rank(module: Any) -> Tensor | None:
     if type(module) is not Linear or module.merged or module.disable_adapters or len(module.active_adapters) != 1:
         return None
     (name,) = module.active_adapters
-    base = module.get_base_layer()
+    base: Any = module.get_base_layer()
     plain = name in module.lora_A and name not in module.lora_variant and type(base) is nn.Linear
     return base.weight.detach() + module.get_delta_weight(name).detach().to(base.weight.dtype) if plain else None
 

@@ -6,7 +6,6 @@ Shapes: G answers of a group, T learned tokens of an answer, N learned tokens of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,28 +22,6 @@ if TYPE_CHECKING:
     from luthier.training.episodes import Episode, Group
 
 GROUP_EPSILON = 1e-4
-
-
-@dataclass(slots=True)
-class RunningDeviation:
-    """Mean and deviation of all rewards so far (Welford 1962); plain numbers, so that a checkpoint can hold them."""
-
-    count: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: Sequence[float]) -> None:
-        """Take in new values."""
-        for value in values:
-            self.count += 1
-            step = value - self.mean
-            self.mean += step / self.count
-            self.squares += step * (value - self.mean)
-
-    @property
-    def deviation(self) -> float:
-        """Return the unbiased deviation; 1 while there is none."""
-        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 and self.squares > 0 else 1.0
 
 
 def total_rewards(group: Group, weights: Mapping[str, float], *, normalize: bool) -> None:
@@ -66,14 +43,12 @@ def _normalized(values_G: np.ndarray) -> np.ndarray:
     return (values_G - there.mean()) / (there.std(ddof=1) + GROUP_EPSILON)
 
 
-def shape_rewards(episodes: Sequence[Episode], config: RolloutConfig, running: RunningDeviation) -> None:
-    """Clip, scale and lower rewards as the settings say; `running` takes them in first."""
-    graded = [episode for episode in episodes if episode.reward is not None]
-    running.add([e.reward for e in graded if e.reward is not None])
+def shape_rewards(graded: Sequence[Episode], config: RolloutConfig, deviation: float) -> None:
+    """Scale, clip and lower rewards as the settings say; `deviation` is that of all rewards so far."""
     for episode in graded:
         assert episode.reward is not None
         if config.score_scaling:
-            episode.reward /= running.deviation
+            episode.reward /= deviation
         if config.score_clip:
             episode.reward = min(max(episode.reward, -config.score_clip), config.score_clip)
         if config.cut_off == "penalize" and episode.is_cut_off:

@@ -58,11 +58,11 @@ def gap_to_engine(scores: Scores, batch: PackedBatch) -> tuple[dict[str, tuple[T
 
     Empty where the batch does not say what the engine thought.
     """
-    if "engine_logp" not in batch.streams or not len(batch.targets):
+    if "engine_logp" not in batch.streams:
         return {}, {}
     gap_N = (scores.logp.detach() - batch.streams["engine_logp"]).abs()
     count = gap_N.new_tensor(float(len(gap_N)))
-    return {"rollout/logp_gap": (gap_N.sum(), count)}, {"rollout/logp_gap_max": gap_N.max()}
+    return {"rollout/logp_gap": (gap_N.sum(), count)}, {"rollout/logp_gap_max": gap_N.amax() if len(gap_N) else count}
 
 
 def peak_memory_bytes() -> int:

@@ -27,6 +27,11 @@ def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def is_of_critic(name: str) -> bool:
+    """Tell by its name whether a parameter says values: of a critic, or of a second head on the policy."""
+    return name.startswith(("critic.", "value_head."))
+
+
 def usual_rate(tuning: Tuning, objective: Objective | None, hidden: int) -> float:
     """Return the peak learning rate for a model of this width where the settings give none; None: supervised rows.
 

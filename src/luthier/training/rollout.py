@@ -19,7 +19,8 @@ from luthier.data.loader import Cursor, Window
 from luthier.data.pack import pack
 from luthier.training import credit, rollout_scores
 from luthier.training import groups as groups_of
-from luthier.training.episodes import Group, answer_prompts, check_answered
+from luthier.training.episodes import Episode, Group, answer_prompts, check_answered
+from luthier.training.rollout_state import Carried, Sizes
 from luthier.training.samples import write_groups
 
 if TYPE_CHECKING:
@@ -40,39 +41,6 @@ TOKENS_TOGETHER = {True: 512, False: 16384}
 
 A processor gains nothing from more, and activations are the most of what learning needs."""
 STREAMS = frozenset({"advantage", "return", "old_logp", "old_value", "ref_logp", "correction", "engine_logp"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """How many of what one step has."""
-
-    prompts: int
-    """Prompts of all ranks."""
-    rows: int
-    """Most answers of one forward pass."""
-    minibatches: int
-    epochs: int
-
-    @property
-    def updates(self) -> int:
-        """Return the optimizer updates of a step."""
-        return self.minibatches * self.epochs
-
-
-@dataclass(slots=True)
-class Carried:
-    """What goes on from step to step beside the place in the prompts; plain numbers, kept in the cursor."""
-
-    step: float = 0.0
-    flat_steps: float = 0.0
-    kl_coef: float = 0.0
-    count: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def as_numbers(self) -> dict[str, float]:
-        """Return the plain form."""
-        return {name: float(getattr(self, name)) for name in self.__slots__}
 
 
 @dataclass(slots=True)
@@ -154,9 +122,9 @@ class Collector:
 
     def close(self) -> None:
         """Give up what is under way."""
-        self.grader.close()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self.grader.close()
 
     def _adopt(self, version: int) -> None:
         if version != self._version:
@@ -185,7 +153,10 @@ class Collector:
                 groups_of.too_few(len(kept), wanted, rounds, stop=self.config.too_few_groups == "stop")
                 break
         carried.step += 1
-        is_flat = self._most(0 if groups_of.all_flat(seen, smallest) else 1) == 0
+        has_nothing = groups_of.all_flat(seen, smallest) or not any(
+            self._is_learned(e) for g in seen for e in g.episodes
+        )
+        is_flat = self._most(0 if has_nothing else 1) == 0
         carried.flat_steps = carried.flat_steps + 1 if is_flat else 0
         groups_of.watch_flat(seen, int(carried.flat_steps), self.config)
         draw = random.Random(f"{self.seed} {rank} {version} duplicates")
@@ -210,10 +181,19 @@ class Collector:
         )
         check_answered(groups)
         self._grade(groups)
-        running = credit.RunningDeviation(carried.count, carried.mean, carried.squares)
-        credit.shape_rewards([e for g in groups for e in g.episodes], self.config, running)
-        carried.count, carried.mean, carried.squares = running.count, running.mean, running.squares
+        graded = [e for g in groups for e in g.graded()]
+        if self.config.score_scaling:
+            self._take_in(carried, [e.reward for e in graded if e.reward is not None])
+        credit.shape_rewards(graded, self.config, carried.deviation)
         return groups
+
+    def _take_in(self, carried: Carried, rewards: Sequence[float]) -> None:
+        """Add the rewards of every rank to the running sums."""
+        x = torch.tensor(rewards, dtype=torch.float64)
+        found = self._sum(torch.stack([x.new_tensor(float(len(x))), x.sum(), (x**2).sum()]))
+        count, total, squares = (float(each) for each in found)
+        carried.rewards, carried.reward_sum = carried.rewards + count, carried.reward_sum + total
+        carried.reward_squares += squares
 
     def _how(self, place: str, temperature: float | None = None) -> Sampling:
         """Return how answers are drawn; each prompt of each step has numbers of its own."""
@@ -241,11 +221,11 @@ class Collector:
         began, carried = time.perf_counter(), Carried(**rollout.cursor.numbers)
         groups = list({id(group): group for group in rollout.groups}.values())
         for episode in (episode for group in groups for episode in group.graded()):
-            is_masked = self.config.cut_off == "mask" and episode.is_cut_off
-            episode.segment = None if is_masked else episode.make_segment(self.config.max_completion_length)
+            limit = self.config.max_completion_length
+            episode.segment = episode.make_segment(limit) if self._is_learned(episode) else None
         segments = _segments(groups)
         self._score(segments, rollout)
-        if self.objective.penalty != "none" and segments:
+        if self.objective.penalty != "none":
             kl = [float(credit.log_ratio(segment).sum()) for segment in segments]
             rollout.metrics["rollout/kl"] = (sum(kl), len(kl))
             rollout.metrics["rollout/kl_coef"] = (carried.kl_coef, 1)
@@ -254,26 +234,23 @@ class Collector:
         if self.objective.whitens:
             credit.whiten(segments, self._sum)
         self._adapt(rollout, carried)
-        if carried.step <= self.config.critic_warmup_steps:
-            for segment in segments:
-                credit.put_stream(segment, "advantage", 0 * credit.stream_of(segment, "advantage"))
         advantages = [abs(e.advantage) for g in groups for e in g.graded() if e.advantage is not None]
         rollout.metrics["advantage"] = (sum(advantages), len(advantages))
         write_groups(self.run, rollout.seen, int(carried.step))
         updates = self._updates(rollout.groups, int(carried.step))
         rollout.metrics["seconds_scoring"] = (time.perf_counter() - began, 1)
         cursor = replace(rollout.cursor, numbers=carried.as_numbers())
-        return Window(updates, cursor, self.prompts.passes(cursor), rollout.metrics, rollout.peaks)
+        warms_up = carried.step <= self.config.critic_warmup_steps
+        return Window(
+            updates, cursor, self.prompts.passes(cursor), rollout.metrics, rollout.peaks, only_critic=warms_up
+        )
+
+    def _is_learned(self, episode: Episode) -> bool:
+        return not (self.config.cut_off == "mask" and episode.is_cut_off)
 
     def _score(self, segments: Sequence[Segment], rollout: Rollout) -> None:
         objective, config = self.objective, self.config
-        by_policy = (
-            self.sizes.updates > 1
-            or objective.penalty != "none"
-            or "value" in objective.needs
-            or config.importance_cap > 0
-            or config.rollout_ahead > 0
-        )
+        by_policy = self._scores_beforehand
         rollout_scores.score(
             segments,
             self.sizes.rows,
@@ -292,7 +269,24 @@ class Collector:
         if config.old_logp == "engine":
             for segment in segments:
                 segment.streams["old_logp"] = segment.streams["engine_logp"]
-        rollout_scores.drop_streams(segments, STREAMS - ({"engine_logp"} if by_policy else set()))
+        rollout_scores.drop_streams(segments, self._streams)
+
+    @property
+    def _scores_beforehand(self) -> bool:
+        """Tell whether the policy looks at the answers before it learns from them."""
+        objective, config = self.objective, self.config
+        return (
+            self.sizes.updates > 1
+            or objective.penalty != "none"
+            or "value" in objective.needs
+            or config.importance_cap > 0
+            or config.rollout_ahead > 0
+        )
+
+    @property
+    def _streams(self) -> frozenset[str]:
+        """Return what of the segments goes into batches: the same on every rank."""
+        return STREAMS - ({"engine_logp"} if self._scores_beforehand else {"old_value", "return"})
 
     def _adapt(self, rollout: Rollout, carried: Carried) -> None:
         if "rollout/kl" not in rollout.metrics:
@@ -324,7 +318,7 @@ class Collector:
     def _placeholder(self) -> Segment:
         """Return a sequence for a rank that has no answer to learn from."""
         tokens = list(self.prompts.rows[0].tokens)[:2]
-        streams = {name: [0.0] * len(tokens) for name in STREAMS}
+        streams = {name: [0.0] * len(tokens) for name in self._streams}
         return Segment(tokens=tokens, weight=[0.0, 1.0], streams=streams, tags={"limit": 1.0})
 
     # ---- held-out prompts

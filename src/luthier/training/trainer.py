@@ -17,7 +17,7 @@ from luthier.kernels.cpu import Heap
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
 from luthier.training.metrics import Means, Progress, gap_to_engine, peak_memory_bytes
-from luthier.training.optim import learning_parameters, make_optimizer, make_schedule, same_rate
+from luthier.training.optim import is_of_critic, learning_parameters, make_optimizer, make_schedule, same_rate
 from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
 
@@ -114,7 +114,7 @@ class Trainer:
         self.means.raise_to(window.peaks)
         values = {"learning_rate": self.schedule.get_last_lr()[0]}
         for batches in window.updates:
-            values = self.train_step(self.annotate_window(batches))
+            values = self.train_step(self.annotate_window(batches), only_critic=window.only_critic)
         seconds = time.perf_counter() - began
         if "rollouts" in self.objective.needs:
             values["seconds_learning"] = round(time.perf_counter() - ready, 4)
@@ -155,8 +155,10 @@ class Trainer:
             here = here.with_stream(STREAM, self.reference.logp(here))
         return here
 
-    def train_step(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+    def train_step(self, batches: Sequence[PackedBatch], *, only_critic: bool = False) -> dict[str, float]:
         """One optimizer update from every batch; the result does not depend on how they are split.
+
+        `only_critic`: parameters of the policy keep their values.
 
         Returns grad_norm and the learning rate that was used. Raises TrainingError, with the weights as they were, when
         the loss or the gradient is not finite.
@@ -173,6 +175,9 @@ class Trainer:
             self.means.raise_to(peaks)
             if not torch.isfinite(total):
                 suspects += batch.origins
+        if only_critic:
+            for name, parameter in self.parameters.items():
+                parameter.grad = parameter.grad if is_of_critic(name) else None
         norm = acc.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or math.inf)
         if not math.isfinite(float(norm)) or suspects:
             self._refuse(float(norm), suspects or [origin for batch in batches for origin in batch.origins])

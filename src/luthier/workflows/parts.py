@@ -42,7 +42,7 @@ from luthier.models.value import (
 )
 from luthier.models.virtual import check_context
 from luthier.training.checkpoint import Checkpoint
-from luthier.training.optim import usual_rate
+from luthier.training.optim import is_of_critic, usual_rate
 from luthier.workflows.build import make_preparer
 from luthier.workflows.reference import make_reference
 
@@ -136,8 +136,7 @@ def _rates(config: RunConfig, model: Any) -> Callable[[str, float], float]:
     own = config.rollout.critic_learning_rate or usual_rate(tuning, None, model.config.get_text_config().hidden_size)
 
     def rate_of(name: str, usual: float) -> float:
-        is_critic = name.startswith("critic.") or name == "value_head.weight"
-        if is_critic and "rollouts" in config.objective.needs:
+        if is_of_critic(name) and "rollouts" in config.objective.needs:
             return tuning.learning_rate(name.removeprefix("critic."), own)
         return tuning.learning_rate(name, usual)
 

@@ -17,7 +17,8 @@ from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
 from luthier.rewards.build import build_rewards, check_columns
 from luthier.rewards.grading import Grader, NamedReward
 from luthier.training.model_reward import ModelReward
-from luthier.training.rollout import Collector, Sizes
+from luthier.training.rollout import Collector
+from luthier.training.rollout_state import Sizes
 from luthier.workflows.build import make_engine
 from luthier.workflows.sources import Feed
 
@@ -206,6 +207,8 @@ def make_collector(
     answers = sizes.prompts // accelerator.num_processes * config.rollout.num_generations
     evaluate = replace(config.evaluate, predict_batch_size=max(1, min(answers, MOST_TOGETHER)))
     engine = make_engine(policy.model, tokenizer, replace(config, evaluate=evaluate))
+    if config.rollout.rollout_ahead and accelerator.num_processes > 1:
+        raise ConfigError("rollout_ahead: 1 is for one process; set it to 0")
     if config.rollout.rollout_ahead and not engine.keeps_weights:
         raise ConfigError(
             "rollout_ahead: 1 needs an engine with weights of its own, because this one reads those that are being "

@@ -208,8 +208,8 @@ def _finish(
         best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
     )
     if source is not None:
-        logger.info("the result is %s, with eval_loss %.4f", source.name, state.best_loss)
-        eval_loss = state.best_loss
+        logger.info("the result is %s, the best of all evaluations", source.name)
+        eval_loss = None if eval_loss is None else state.best_loss
     if trainer.accelerator.is_main_process:
         publish(run.path, source or run.path / f"checkpoint-{state.step}", save_model)
         if config.train.plot_loss:
