@@ -63,7 +63,7 @@ EXAMPLES = (
     Example("replies-dpo", "replies/dpo.yaml", PAIR),
     Example("replies-orpo", "replies/orpo.yaml", PAIR),
     Example("replies-simpo", "replies/simpo.yaml", PAIR),
-    Example("replies-kto", "replies/kto.yaml", "eval_rewards/margins"),
+    Example("replies-kto", "replies/kto.yaml", PAIR),
     Example("largest-sft", "largest/sft.yaml", "loss", shown=False),
     *(
         Example(f"largest-{name}", "largest/grpo.yaml", REWARD, (f"stage={name}", f"output_dir=runs/largest-{name}"))
@@ -142,21 +142,17 @@ def page() -> None:
         "## From pairs",
         "",
         "All begin with the same curt model. Accuracy is the share of held-out pairs whose kind reply is ahead: of the "
-        "policy's own mean or summed log-probabilities (`orpo`, `simpo`), or against the reference (`dpo`), where the "
-        "model as it began is right half of the time by definition.",
+        "policy's own mean log-probabilities (`orpo`, `simpo`), of the reward model, or against the reference (`dpo`; "
+        "`kto`: single answers), where the model as it began is right half of the time by definition.",
         "",
         "| | file | before | after | seconds |",
         "|---|---|---|---|---|",
     ]
     for example in EXAMPLES:
-        if example.metric == PAIR or example.name == "replies-kto":
+        if example.metric == PAIR:
             (_, before), *_, (_, after) = evaluations(curves[example.name], example.metric)
-            what = " (margin)" if example.metric != PAIR else ""
-            seconds = curves[example.name][0]["seconds"]
-            file = f"`{example.file}`"
-            lines.append(
-                f"| {example.name.partition('-')[2]}{what} | {file} | {before:.2f} | {after:.2f} | {seconds:.0f} |"
-            )
+            seconds, file = curves[example.name][0]["seconds"], f"`{example.file}`"
+            lines.append(f"| {example.name.partition('-')[2]} | {file} | {before:.2f} | {after:.2f} | {seconds:.0f} |")
     lines += ["", "## Right and wrong alone", "", *_groups(curves)]
     PAGE.write_text("\n".join(lines) + "\n")
     picture(curves)

@@ -70,4 +70,6 @@ class Kto:
             for name, x_S in (("rewards", reward_S), ("logps", logp_S))
             for side, of_S in (("chosen", good_S), ("rejected", ~good_S))
         }
+        ahead_S = (sign_S * (ratio_S - baseline_S)).detach()
+        metrics["rewards/accuracies"] = ((ahead_S > 0).sum() + 0.5 * (ahead_S == 0).sum(), self.count(batch))
         return Loss(loss_S.sum(), {**metrics, "kl": (baseline_S.sum(), self.count(batch))})
