@@ -58,6 +58,7 @@ def test_metrics() -> None:
     loss = Kto()(*tagged(CHOSEN, REJECTED, (-8.0, -12.0, 4), good=[1.0, 0.0, 1.0]))
     assert means(loss) == pytest.approx(
         {
+            "rewards/accuracies": 1.0,
             "rewards/chosen": 0.3,
             "rewards/rejected": -0.1,
             "logps/chosen": -9.0,
@@ -67,6 +68,7 @@ def test_metrics() -> None:
     )
     assert {name: float(count) for name, (_, count) in loss.metrics.items()} == {
         "rewards/chosen": 2, "rewards/rejected": 1, "logps/chosen": 2, "logps/rejected": 1, "kl": 3,
+        "rewards/accuracies": 3,
     }  # fmt: skip
 
 
