@@ -55,6 +55,18 @@ def last_between(text: str, opening: str, closing: str) -> str | None:
     return text[start + len(opening) : end] if start >= 0 else None
 
 
+def last_block(text: str, languages: Sequence[str] = ()) -> str | None:
+    """Return the last ``` block, one of these languages if there is any; None without a block that is closed.
+
+    >>> last_block("```python\\nf()\\n```\\nIt prints\\n```\\n1\\n```", ["python"])
+    'f()\\n'
+    """
+    parts = text.split("```")
+    blocks = [part.partition("\n") for part in parts[1:-1:2]]
+    named = [body for head, _, body in blocks if head.strip().lower() in languages]
+    return named[-1] if named else next((body for _, end, body in reversed(blocks) if end), None)
+
+
 def last_boxed(text: str) -> str | None:
     r"""Return what stands in the last \boxed{...}, braces inside it balanced.
 
