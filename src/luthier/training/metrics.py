@@ -17,7 +17,7 @@ from torch import Tensor
 from luthier.core.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from luthier.core.batch import PackedBatch, Scores
 
@@ -33,6 +33,12 @@ class Means:
         """Take in largest values."""
         for name, value in peaks.items():
             self._peaks[name] = max(float(value), self._peaks.get(name, -math.inf))
+
+    def agree(self, gather: Callable[[list[str]], list[str]]) -> None:
+        """Take over the names of all ranks, in one order, so that all reduce the same ones; `gather` joins lists."""
+        totals, peaks = gather(list(self._totals)), gather(list(self._peaks))
+        self._totals = {name: self._totals.get(name, torch.zeros(2, dtype=torch.float64)) for name in totals}
+        self._peaks = {name: self._peaks.get(name, -math.inf) for name in peaks}
 
     def peaks(self, gather: Any) -> dict[str, float]:
         """Return the largest values over all ranks and start again; `gather` collects a tensor of every rank."""

@@ -40,7 +40,6 @@ TOKENS_TOGETHER = {True: 512, False: 16384}
 """Tokens of one forward pass, prompts counted once, on a processor (True) and on a GPU; a longer answer stands alone.
 
 A processor gains nothing from more, and activations are the most of what learning needs."""
-STREAMS = frozenset({"advantage", "return", "old_logp", "old_value", "ref_logp", "correction", "engine_logp"})
 
 
 @dataclass(slots=True)
@@ -285,8 +284,18 @@ class Collector:
 
     @property
     def _streams(self) -> frozenset[str]:
-        """Return what of the segments goes into batches: the same on every rank."""
-        return STREAMS - ({"engine_logp"} if self._scores_beforehand else {"old_value", "return"})
+        """Return what of the segments goes into batches: the same on every rank, whether it has answers or not."""
+        config, beforehand, has_value = self.config, self._scores_beforehand, "value" in self.objective.needs
+        wanted = {
+            "advantage": True,
+            "old_logp": beforehand or config.old_logp == "engine",
+            "engine_logp": not beforehand,
+            "ref_logp": self.reference is not None,
+            "correction": config.importance_cap > 0,
+            "old_value": has_value,
+            "return": has_value,
+        }
+        return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
 
     def _adapt(self, rollout: Rollout, carried: Carried) -> None:
         if "rollout/kl" not in rollout.metrics:
@@ -317,8 +326,8 @@ class Collector:
 
     def _placeholder(self) -> Segment:
         """Return a sequence for a rank that has no answer to learn from."""
-        tokens = list(self.prompts.rows[0].tokens)[:2]
-        streams = {name: [0.0] * len(tokens) for name in self._streams}
+        tokens = [self.prompts.rows[0].tokens[0]] * 2
+        streams = {name: [0.0, 0.0] for name in self._streams}
         return Segment(tokens=tokens, weight=[0.0, 1.0], streams=streams, tags={"limit": 1.0})
 
     # ---- held-out prompts

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from luthier.core.errors import Interrupted, TrainingError
@@ -234,6 +235,7 @@ class Trainer:
             loss = self.objective(self.policy(here, reads=self.objective.reads), here)
             means.add({"loss": (loss.total, self.objective.count(here)), **loss.metrics})
         self.policy.train()
+        means.agree(gather_object)
         return means.take(self._sum)
 
     def _until_stopped(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
@@ -323,6 +325,7 @@ class Trainer:
         state = self.state
         if state.step % self.config.logging_steps and state.step != self.total_steps:
             return
+        self.means.agree(gather_object)
         means = {"loss": math.nan, **self.means.take(self._sum), **self.means.peaks(self.accelerator.gather)}
         state.last_loss = means["loss"]
         line = {
