@@ -211,3 +211,18 @@ def test_prompts_without_room_for_an_answer_are_named(tiny: Path, prompts: Path,
     with pytest.raises(DataError, match=r"prompts.jsonl:1.*beside an answer only 20 have room"):
         train(settings(tiny, prompts, tmp_path / "run", cutoff_len=26), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_epoch_ends_inside_a_step(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """12 prompts, 5 a step: the first pass ends in the third step, and that is when it is saved."""
+    more = {"per_device_train_batch_size": 10, "num_generations": 2, "max_steps": 4, "save_strategy": "epoch"}
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_rewards_of_held_out_answers_are_not_normalized(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """There is one answer to a prompt, so inside its group it would always be 0."""
+    rewards = [f"{prompts.parent}/grader.py:always_one"]
+    more = {"val_size": 4, "eval_steps": 1, "max_steps": 1, "combine_rewards": "normalize", "rewards": rewards}
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert [event["eval_reward"] for event in read_events(tmp_path / "run", "eval")] == [1.0]

@@ -179,7 +179,7 @@ class Collector:
             max_turns=self.config.max_turns,
         )
         check_answered(groups)
-        self._grade(groups)
+        self._grade(groups, normalize=self.config.combine_rewards == "normalize")
         graded = [e for g in groups for e in g.graded()]
         if self.config.score_scaling:
             self._take_in(carried, [e.reward for e in graded if e.reward is not None])
@@ -205,13 +205,13 @@ class Collector:
             sampling_seed=random.Random(f"{self.seed} {self.accelerator.process_index} {place}").getrandbits(62),
         )
 
-    def _grade(self, groups: Sequence[Group]) -> None:
+    def _grade(self, groups: Sequence[Group], *, normalize: bool) -> None:
         episodes = [episode for group in groups for episode in group.episodes]
         grades = self.grader.grade([episode.answer for episode in episodes])
         for number, episode in enumerate(episodes):
             episode.rewards = {name: values[number] for name, values in grades.by_name.items()}
         for group in groups:
-            credit.total_rewards(group, self.grader.weights, normalize=self.config.combine_rewards == "normalize")
+            credit.total_rewards(group, self.grader.weights, normalize=normalize)
 
     # ---- what is learned from
 
@@ -350,7 +350,7 @@ class Collector:
             max_turns=self.config.max_turns,
         )
         self._rest()
-        self._grade(groups)
+        self._grade(groups, normalize=False)
         episodes = [episode for group in groups for episode in group.episodes]
         graded = [e.reward for e in episodes if e.reward is not None]
         by_name = {name: [x for e in episodes if (x := e.rewards[name]) is not None] for name in self.grader.weights}

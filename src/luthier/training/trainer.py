@@ -77,6 +77,8 @@ class Trainer:
         self.means = Means()
         self.heap = Heap() if config.memory_budget is None else Heap(growth=1.1)
         self.seconds_training = 0.0
+        self.ended_epoch = False
+        """A pass over the data ended in the last step."""
 
     # ---- the story
 
@@ -120,6 +122,7 @@ class Trainer:
         if "rollouts" in self.objective.needs:
             values["seconds_learning"] = round(time.perf_counter() - ready, 4)
         state = self.state
+        self.ended_epoch = int(window.epoch) > int(state.epoch)
         state.step, state.cursor, state.epoch = state.step + 1, window.next, window.epoch
         tokens = int(self._sum(torch.tensor(float(sum(batch.segment_tokens for batch in window.batches)))))
         state.tokens += tokens
@@ -316,7 +319,7 @@ class Trainer:
 
     def _is_due(self, strategy: str | None, every: int) -> bool:
         if strategy == "epoch":
-            return self.state.epoch >= 1 and self.state.cursor.position == 0
+            return self.ended_epoch
         if strategy == "no":
             return False
         return self.state.step % every == 0
