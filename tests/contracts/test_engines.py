@@ -343,3 +343,22 @@ def test_pages_are_shared_dropped_and_grown(monkeypatch) -> None:
     store.use(table[0])
     assert store.allocate() not in table
     assert len(store.memory) == 4
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_answers_come_from_the_weights_of_the_last_sync(llama, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """While the model goes on learning, in place; another thread may be answering meanwhile."""
+    if not compiled:
+        monkeypatch.setattr(native, "unusable", lambda: "not wanted here")
+    engine = LocalEngine(llama, byte_tokenizer())
+    before = engine.generate(PROMPTS, GREEDY)
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter.mul_(-2)
+    engine.forget()
+    after = engine.generate(PROMPTS, GREEDY)
+    assert [a.tokens for (a,) in after] == [b.tokens for (b,) in before]
+    for (a,), (b,) in zip(after, before, strict=True):
+        assert a.logp == pytest.approx(b.logp, abs=1e-5)
+    engine.sync(llama, 1)
+    assert engine.generate(PROMPTS, GREEDY)[0][0].logp != before[0][0].logp

@@ -126,9 +126,16 @@ def _linear_obstacle(module: nn.Module) -> str | None:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a module with what adapters make of it; of linear layers [outputs, inputs]."""
+    """Return the weight of a module with what adapters make of it; of linear layers [outputs, inputs].
+
+    It shares memory with the module only where that does not learn.
+    """
     quick = _with_low_rank(at_work(module))
-    return _merged(module).weight.detach() if quick is None else quick
+    return _lasting(_merged(module).weight) if quick is None else quick
+
+
+def _lasting(x: Tensor) -> Tensor:
+    return x.detach().clone() if x.requires_grad else x.detach()
 
 
 def _with_low_rank(module: Any) -> Tensor | None:
@@ -146,7 +153,7 @@ def _with_low_rank(module: Any) -> Tensor | None:
 def bias_of(module: nn.Module) -> Tensor | None:
     """Return the bias of a linear layer with what adapters make of it."""
     bias = _merged(module).bias
-    return None if bias is None else bias.detach()
+    return None if bias is None else _lasting(bias)
 
 
 def _merged(module: Any) -> Any:
