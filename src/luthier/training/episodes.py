@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -102,13 +103,13 @@ def _play(
     live = [(episode, how) for group, how in zip(groups, hows, strict=True) for episode in group.episodes]
     for episode, _ in live:
         episode.answer = replace(episode.answer, turns=(_turn(episode.answer.completion),))
-    for _ in range(max_turns - 1):
+    for turn in range(1, max_turns):
         goes_on = [(e, how) for e, how in live if _observe(e, environment, template, how.max_new_tokens)]
         if not goes_on:
             return
         prompts = [(*e.answer.completion.prompt_tokens, *e.answer.completion.tokens) for e, _ in goes_on]
         rooms = [how.max_new_tokens - len(e.answer.completion.tokens) for e, how in goes_on]
-        seeds = [None if how.sampling_seed is None else how.sampling_seed + n for n, (_, how) in enumerate(goes_on, 1)]
+        seeds = [_seed_of(how, f"{turn} {number}") for number, (_, how) in enumerate(goes_on)]
         how_each = [
             replace(how, max_new_tokens=room, sampling_seed=seed)
             for (_, how), room, seed in zip(goes_on, rooms, seeds, strict=True)
@@ -117,6 +118,11 @@ def _play(
             turns = (*episode.answer.turns, _turn(more))
             episode.answer = replace(episode.answer, completion=joined(episode.answer.completion, more), turns=turns)
         live = goes_on
+
+
+def _seed_of(how: Sampling, place: str) -> int | None:
+    """Return a seed of its own for a later turn of an episode."""
+    return None if how.sampling_seed is None else random.Random(f"{how.sampling_seed} {place}").getrandbits(62)
 
 
 def _turn(completion: Completion) -> Message:
