@@ -226,3 +226,10 @@ def test_rewards_of_held_out_answers_are_not_normalized(tiny: Path, prompts: Pat
     more = {"val_size": 4, "eval_steps": 1, "max_steps": 1, "combine_rewards": "normalize", "rewards": rewards}
     train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
     assert [event["eval_reward"] for event in read_events(tmp_path / "run", "eval")] == [1.0]
+
+
+def test_the_learning_rate_goes_on_through_steps_without_an_update(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    rewards = [f"{prompts.parent}/grader.py:always_one"]
+    more = {"stage": "dupo", "rewards": rewards, "max_steps": 4, "lr_scheduler_type": "linear"}
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert events(tmp_path / "run", "learning_rate") == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])

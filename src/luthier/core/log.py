@@ -46,6 +46,8 @@ def setup(level: str = "INFO") -> None:
     # It announces optional kernels that it does not find, whoever imports it.
     logging.getLogger("bitsandbytes").setLevel("CRITICAL")
     warnings.filterwarnings("ignore", module=r"transformers|peft|accelerate|torch")
+    # The first step of a run may have nothing to learn from, and the learning rate still follows its plan.
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
 
 
 @contextmanager

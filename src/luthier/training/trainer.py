@@ -118,6 +118,8 @@ class Trainer:
         values = {"learning_rate": self.schedule.get_last_lr()[0]}
         for batches in window.updates:
             values = self.train_step(self.annotate_window(batches), only_critic=window.only_critic)
+        for _ in range(self.updates.updates_per_step - len(window.updates)):
+            self.schedule.step()  # the rate follows steps, also those that have nothing to learn from
         seconds = time.perf_counter() - began
         if "rollouts" in self.objective.needs:
             values["seconds_learning"] = round(time.perf_counter() - ready, 4)
