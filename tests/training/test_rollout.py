@@ -233,3 +233,18 @@ def test_the_learning_rate_goes_on_through_steps_without_an_update(tiny: Path, p
     more = {"stage": "dupo", "rewards": rewards, "max_steps": 4, "lr_scheduler_type": "linear"}
     train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
     assert events(tmp_path / "run", "learning_rate") == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_the_divergence_is_the_trainers_whatever_the_ratio_is_formed_with(tiny, prompts: Path, tmp_path: Path) -> None:
+    """Before anything is learned, the policy is the reference, and rounding in the engine is no divergence."""
+    more = {
+        "stage": "ppo",
+        "old_logp": "engine",
+        "decode_dtype": "bfloat16",
+        "max_steps": 1,
+        "max_completion_length": 20,
+    }
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert events(tmp_path / "run", "rollout/logp_gap")[0] > 1e-5
+    assert events(tmp_path / "run", "rollout/kl")[0] == pytest.approx(0, abs=1e-5)
+    assert events(tmp_path / "run", "policy/ratio_max")[0] != 1

@@ -232,6 +232,10 @@ class Collector:
         segments = _segments(groups)
         if self.objective.whitens:
             credit.whiten(segments, self._sum)
+        if self.config.old_logp == "engine":
+            for segment in segments:
+                segment.streams["old_logp"] = segment.streams["engine_logp"]
+        rollout_scores.drop_streams(segments, self._streams)
         self._adapt(rollout, carried)
         advantages = [abs(e.advantage) for g in groups for e in g.graded() if e.advantage is not None]
         rollout.metrics["advantage"] = (sum(advantages), len(advantages))
@@ -265,10 +269,6 @@ class Collector:
             rollout.peaks["rollout/logp_gap_max"] = largest
         if config.importance_cap:
             rollout_scores.weigh_by_engine(segments, config.importance_cap)
-        if config.old_logp == "engine":
-            for segment in segments:
-                segment.streams["old_logp"] = segment.streams["engine_logp"]
-        rollout_scores.drop_streams(segments, self._streams)
 
     @property
     def _scores_beforehand(self) -> bool:
