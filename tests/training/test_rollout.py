@@ -147,6 +147,7 @@ def test_answers_of_the_step_before_are_counted_as_stale(tiny: Path, prompts: Pa
     assert [g["completions"][0]["version"] for g in samples(tmp_path / "run")] == [0, 0, 0, 0, 1, 1]
     with pytest.raises(ConfigError, match="rollout_ahead: 1 needs an engine with weights of its own"):
         train(settings(tiny, prompts, tmp_path / "hf", rollout_ahead=1, engine="hf"), quiet=True)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_rewards_that_never_differ_stop_the_run_and_keep_a_checkpoint(

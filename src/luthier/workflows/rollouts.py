@@ -11,7 +11,7 @@ import numpy as np
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger
-from luthier.core.protocols import Environment
+from luthier.core.protocols import Engine, Environment
 from luthier.data.audit import AuditReport
 from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
 from luthier.rewards.build import build_rewards, check_columns
@@ -24,8 +24,6 @@ from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
-    from luthier.models.policy import Policy
-    from luthier.models.reference import Reference
     from luthier.runs.store import RunStore
     from luthier.training.stop import StopFlag
     from luthier.training.trainer import Trainer
@@ -62,6 +60,7 @@ class Rollouts:
         self.sizes = sizes_of(config, accelerator.num_processes)
         without_dropout(parts.policy)
         self.prompts: Prompts = prepare_prompts(config, parts)
+        self.engine = engine_of(config, parts, accelerator, self.sizes)
         self.reports = self.prompts.reports
         self.size = f"{len(self.prompts.train)} prompts"
         self.per_step = (
@@ -76,15 +75,22 @@ class Rollouts:
 
     def feed(self, run: RunStore, *, stop: StopFlag) -> Feed:
         """Return a collector, which is the loader."""
-        collector = make_collector(
-            self.config,
-            self.prompts,
-            policy=self.parts.policy,
-            reference=self.parts.reference,
-            tokenizer=self.parts.tokenizer,
-            template=self.parts.preparer.template,
+        config, parts, prompts = self.config, self.parts, self.prompts
+        collector = Collector(
+            prompts=PromptOrder(prompts.train, seed=config.train.seed, shuffle=not config.data.disable_shuffling),
+            held_out=prompts.held_out,
+            sizes=self.sizes,
+            objective=config.objective,
+            config=config.rollout,
+            policy=parts.policy,
+            reference=parts.reference,
+            engine=self.engine,
+            grader=Grader(prompts.rewards, time_limit_seconds=config.rollout.reward_time_limit_seconds),
+            template=parts.preparer.template,
+            environment=prompts.environment,
             run=run,
             accelerator=self.accelerator,
+            seed=config.train.seed,
         )
 
         def attend(trainer: Trainer) -> None:
@@ -191,45 +197,19 @@ def _read(
     return rows
 
 
-def make_collector(
-    config: RunConfig,
-    prompts: Prompts,
-    *,
-    policy: Policy,
-    reference: Reference | None,
-    tokenizer: Any,
-    template: Any,
-    run: RunStore,
-    accelerator: Any,
-) -> Collector:
-    """Return what makes the windows of this run."""
-    sizes = sizes_of(config, accelerator.num_processes)
+def engine_of(config: RunConfig, parts: Parts, accelerator: Any, sizes: Sizes) -> Engine:
+    """Return what answers. Raises ConfigError where it cannot answer ahead, and ModelError where it cannot run this."""
     answers = sizes.prompts // accelerator.num_processes * config.rollout.num_generations
     evaluate = replace(config.evaluate, predict_batch_size=max(1, min(answers, MOST_TOGETHER)))
-    engine = make_engine(policy.model, tokenizer, replace(config, evaluate=evaluate))
     if config.rollout.rollout_ahead and accelerator.num_processes > 1:
         raise ConfigError("rollout_ahead: 1 is for one process; set it to 0")
+    engine = make_engine(parts.policy.model, parts.tokenizer, replace(config, evaluate=evaluate))
     if config.rollout.rollout_ahead and not engine.keeps_weights:
         raise ConfigError(
             "rollout_ahead: 1 needs an engine with weights of its own, because this one reads those that are being "
             "trained; set it to 0, or engine: local"
         )
-    return Collector(
-        prompts=PromptOrder(prompts.train, seed=config.train.seed, shuffle=not config.data.disable_shuffling),
-        held_out=prompts.held_out,
-        sizes=sizes,
-        objective=config.objective,
-        config=config.rollout,
-        policy=policy,
-        reference=reference,
-        engine=engine,
-        grader=Grader(prompts.rewards, time_limit_seconds=config.rollout.reward_time_limit_seconds),
-        template=template,
-        environment=prompts.environment,
-        run=run,
-        accelerator=accelerator,
-        seed=config.train.seed,
-    )
+    return engine
 
 
 def without_dropout(model: Any) -> None:
