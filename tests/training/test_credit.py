@@ -136,6 +136,14 @@ def test_steps_without_difference_are_warned_of_and_then_stop(caplog) -> None:
         groups.watch_flat(seen, 4, config)
 
 
+def test_an_answer_alone_is_not_a_step_without_difference() -> None:
+    assert not groups.all_flat([group(1.0)], smallest=1)
+    assert groups.all_flat([group(1.0)], smallest=2)
+    assert groups.all_flat([group(1.0), group(1.0)], smallest=1)
+    assert groups.all_flat([group(None)], smallest=1)
+    assert not groups.all_flat([group(1.0), group(0.0)], smallest=1)
+
+
 def test_metrics_of_a_step() -> None:
     told, flat = group(1.0, 0.0), group(1.0, 1.0, finish="length")
     found = groups.seen_metrics([told, flat], [told, told], ["r"], 2)

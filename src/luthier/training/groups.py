@@ -31,10 +31,14 @@ def too_few(there: int, wanted: int, rounds: int, *, stop: bool) -> None:
 
 
 def all_flat(groups: Sequence[Group], smallest: int) -> bool:
-    """Tell whether no rewards differ where they are compared: inside groups, or, without groups, among all answers."""
+    """Tell whether no rewards differ where they are compared: inside groups, or, without groups, among all answers.
+
+    A single answer without a group has no other to be compared with.
+    """
     if smallest > 1:
         return all(group.is_flat(smallest) for group in groups)
-    return len({episode.reward for group in groups for episode in group.graded()}) <= 1
+    rewards = [episode.reward for group in groups for episode in group.graded()]
+    return len(rewards) != 1 and len(set(rewards)) <= 1
 
 
 def watch_flat(seen: Sequence[Group], steps: int, config: RolloutConfig) -> None:
