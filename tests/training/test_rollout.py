@@ -160,6 +160,8 @@ def test_rewards_that_never_differ_stop_the_run_and_keep_a_checkpoint(
     assert "the run stops after 4 such steps" in caplog.text
     assert (tmp_path / "run/checkpoint-3/manifest.json").is_file()
     assert json.loads((tmp_path / "run/status.json").read_text())["error_code"] == "rollout_flat"
+    train(settings(tiny, prompts, tmp_path / "run", **{**more, "max_flat_steps": 10, "resume": "must"}), quiet=True)
+    assert events(tmp_path / "run", "reward") == [1] * 9
 
 
 def test_sampling_again_has_a_guard(tiny: Path, prompts: Path, tmp_path: Path, caplog) -> None:

@@ -56,6 +56,8 @@ LOOP_SETTINGS_THAT_MATTER = [
     "warmup_ratio",
     "warmup_steps",
 ]
+GUARDS = ("max_flat_steps", "max_resample_rounds", "too_few_groups", "reward_time_limit_seconds")
+"""Settings of rollouts that may change when a run goes on: a run that they stopped is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def _identity(config: RunConfig, source: Source) -> dict[str, Any]:
     }
     facts |= {f"train.{k}": nested["train"][k] for k in LOOP_SETTINGS_THAT_MATTER}
     if "rollouts" in config.objective.needs:
-        facts |= {f"rollout.{k}": v for k, v in nested["rollout"].items()}
+        facts |= {f"rollout.{k}": v for k, v in nested["rollout"].items() if k not in GUARDS}
     if source.fingerprint is not None:
         facts["data"] = source.fingerprint
     return facts
