@@ -5,6 +5,7 @@ To the loop a collector is a loader whose windows are made when they are asked f
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -340,10 +341,11 @@ class Collector:
             self._version = None
             self._adopt(-1)
         how = replace(self._how("held out", temperature=0.0), top_p=1.0, top_k=0)
+        rows = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
         groups = answer_prompts(
-            self.held_out,
+            rows,
             self.engine,
-            [how] * len(self.held_out),
+            [how] * len(rows),
             1,
             environment=self.environment,
             template=self.template,
@@ -352,14 +354,13 @@ class Collector:
         self._rest()
         self._grade(groups, normalize=False)
         episodes = [episode for group in groups for episode in group.episodes]
-        graded = [e.reward for e in episodes if e.reward is not None]
-        by_name = {name: [x for e in episodes if (x := e.rewards[name]) is not None] for name in self.grader.weights}
-        return {
-            "reward": _mean(graded),
-            **{f"reward/{name}": _mean(values) for name, values in by_name.items()},
-            "tokens": _mean([len(e.answer.completion.tokens) for e in episodes]),
-            "cut_off": _mean([float(e.is_cut_off) for e in episodes]),
-        }
+        found: dict[str, list[float]] = {"reward": [e.reward for e in episodes if e.reward is not None]}
+        for name in self.grader.weights:
+            found[f"reward/{name}"] = [x for e in episodes if (x := e.rewards[name]) is not None]
+        found["tokens"] = [len(e.answer.completion.tokens) for e in episodes]
+        found["cut_off"] = [float(e.is_cut_off) for e in episodes]
+        sums = self._sum(torch.tensor([[sum(x), len(x)] for x in found.values()], dtype=torch.float64)).tolist()
+        return {n: total / count if count else math.nan for n, (total, count) in zip(found, sums, strict=True)}
 
     # ---- ranks
 
@@ -375,7 +376,3 @@ class Collector:
 
 def _segments(groups: Sequence[Group]) -> list[Segment]:
     return [episode.segment for group in groups for episode in group.graded() if episode.segment is not None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
