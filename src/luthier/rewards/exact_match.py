@@ -71,7 +71,7 @@ class ExactMatch:
             return True
         if not self.numbers:
             return False
-        one, other = _number(given), _number(right)
+        one, other = number_in(given), number_in(right)
         return one is not None and other is not None and one == other
 
 
@@ -84,7 +84,12 @@ def _without_punctuation(text: str) -> str:
     return text[start:end]
 
 
-def _number(text: str) -> Decimal | None:
+def number_in(text: str) -> Decimal | None:
+    """Return the number that a text is, read as people write it; None where it is none.
+
+    >>> number_in("$1,000.50"), number_in("7 apples")
+    (Decimal('1000.50'), None)
+    """
     bare = text.strip().rstrip(".").removeprefix("$").replace(",", "").replace(" ", "").replace("_", "x")
     if not bare or len(bare) > LONGEST_NUMBER:
         return None
