@@ -150,7 +150,8 @@ class Collector:
             if not resamples or self._most(wanted - len(kept)) <= 0:
                 break
             if rounds == self.config.max_resample_rounds:
-                groups_of.too_few(len(kept), wanted, rounds, stop=self.config.too_few_groups == "stop")
+                there = int(self._sum(torch.tensor(float(len(kept)))))
+                groups_of.too_few(there, self.sizes.prompts, rounds, stop=self.config.too_few_groups == "stop")
                 break
         carried.step += 1
         has_nothing = groups_of.all_flat(seen, smallest) or not any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,11 @@ class Prompts:
 
     @property
     def fingerprint(self) -> str:
-        """Return what names exactly these prompts."""
+        """Return what names exactly these prompts, and the columns that their answers are graded with."""
         digest = hashlib.sha256()
         for row in self.train:
             digest.update(np.asarray(row.tokens, dtype=np.int32).tobytes())
+            digest.update(json.dumps(row.example.extra, default=str, sort_keys=True).encode())
         return f"{len(self.train)} prompts, {digest.hexdigest()[:16]}"
 
 

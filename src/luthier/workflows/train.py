@@ -164,7 +164,8 @@ def _save_memory(config: RunConfig, parts: Parts, source: Source) -> None:
         say(plan, budget)
         recomputed, policy.chunk_bytes = plan.recomputed, plan.chunk_bytes
     if recomputed:
-        recompute_layers(policy.model, recomputed)
+        for each in (policy, policy.critic) if policy.critic is not None else (policy,):
+            recompute_layers(each.model, recomputed)
     if config.train.offload_dir is not None:
         policy.offload = Offload(policy.model, Path(config.train.offload_dir))
 
