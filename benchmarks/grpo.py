@@ -34,6 +34,7 @@ SETTINGS = {
     "rollout_minibatches": 1,
     "rollout_epochs": 1,
     "max_flat_steps": 1000,
+    "objective.kl_coef": 0,
 }
 
 
@@ -92,7 +93,7 @@ def ppo(both: turns.Task, options: argparse.Namespace) -> None:
                 turns.run_luthier(
                     replace(both, settings={**both.settings, **more}), model, options.rows, dtype, options.steps
                 )
-                for more in ({"stage": "ppo"}, {"stage": "grpo"})
+                for more in ({"stage": "ppo", "objective.kl_coef": 0.05}, {"stage": "grpo"})
             ]
             pairs.append(sides)
         seconds = [[s(pair[i]) for pair in pairs] for i in (0, 1)]
