@@ -186,7 +186,7 @@ def _groups(curves: dict[str, list[dict[str, Any]]]) -> list[str]:
         *lines,
         "",
         f"A step of dapo takes {ratio:.2f} times as long as one of dupo here, over the whole run; the later a run, the "
-        "more groups are all right, and the more often dapo answers again. Only grpo has a reference, as its paper has.",
+        "more groups are all right, and the more often dapo answers again. Only grpo has a reference, as in its paper.",
     ]
 
 
