@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +83,9 @@ def load(source: Source, what: str) -> Any:
     try:
         module = _load_file(source.module) if source.is_file else importlib.import_module(source.module)
     except (Exception, SystemExit) as error:
-        line = f", line {error_line(error)}" if error_line(error) else ""
+        place = error_place(error, source.module)
         reason = f"{type(error).__name__}: {first_line(Exception(str(error)))}"
-        raise ConfigError(f"{what}: cannot import {source.module}{line}: {reason}") from error
+        raise ConfigError(f"{what}: cannot import {source.module}{place}: {reason}") from error
     if not hasattr(module, source.attribute):
         known = [name for name in vars(module) if not name.startswith("_")]
         hint = did_you_mean(source.attribute, known) or f"; it has: {', '.join(known) or 'nothing'}"
@@ -92,14 +93,19 @@ def load(source: Source, what: str) -> Any:
     return getattr(module, source.attribute)
 
 
-def error_line(error: BaseException) -> int | None:
-    """Return the line that raised, of the innermost file."""
-    if isinstance(error, SyntaxError):
-        return error.lineno
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        line, trace = trace.tb_lineno, trace.tb_next
-    return line
+def error_place(error: BaseException, module: str) -> str:
+    """Return ", line 3" of the file that was imported, or ", FILE.py, line 3" of one that it imports, if any raised."""
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    if not places:
+        return ""
+    file, line = places[-1]
+    return f"{'' if file == module else f', {Path(file).name}'}, line {line}"
 
 
 def _load_file(path: str) -> ModuleType:
