@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.anatomy import plain_model
-from luthier.core.errors import ConfigError
-from luthier.core.log import logger
+from luthier.core.errors import ConfigError, LuthierError
+from luthier.core.log import first_line, logger
 from luthier.core.protocols import Engine, Environment
 from luthier.data.audit import AuditReport
 from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
@@ -25,6 +25,7 @@ from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
+    from luthier.core.types import Example
     from luthier.runs.store import RunStore
     from luthier.training.stop import StopFlag
     from luthier.training.trainer import Trainer
@@ -171,6 +172,17 @@ def _most_prompt_tokens(config: RunConfig, model: Any) -> int:
     return room - answer
 
 
+def _examples_of(environment: Environment) -> list[Example]:
+    """Return the prompts of an environment. Raises ConfigError for whatever foreign code raises."""
+    try:
+        return list(environment.examples())
+    except LuthierError:
+        raise
+    except Exception as error:
+        kind = type(environment).__name__
+        raise ConfigError(f"environment {kind}: its prompts: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _read(
     which: str,
     config: RunConfig,
@@ -180,7 +192,7 @@ def _read(
     most: int,
     reports: dict[str, AuditReport],
 ) -> list[PromptRow]:
-    examples = list(environment.examples()) if environment is not None else []
+    examples = [] if environment is None else _examples_of(environment)
     if examples and names:
         raise ConfigError("dataset and an environment with prompts of its own are both set; keep one")
     if examples:
