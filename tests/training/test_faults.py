@@ -290,7 +290,7 @@ def test_f14_non_finite_stops_before_the_step(tiny, rows, tmp_path, monkeypatch,
     kept: dict[str, torch.Tensor] = {}
     original = module.Trainer.train_step
 
-    def poisoned(self, batches, window):
+    def poisoned(self, batches, **options):
         if self.state.step == 2:
             parameter = next(iter(self.parameters.values()))
             if where == "weight":
@@ -299,7 +299,7 @@ def test_f14_non_finite_stops_before_the_step(tiny, rows, tmp_path, monkeypatch,
                 parameter.register_hook(lambda g: g * float("inf"))
             kept.update({n: p.detach().clone() for n, p in self.parameters.items()})
             kept["trainer"] = self
-        return original(self, batches, window)
+        return original(self, batches, **options)
 
     monkeypatch.setattr(module.Trainer, "train_step", poisoned)
     config = load_config({"model_name_or_path": str(tiny), "dataset": str(rows), "output_dir": str(tmp_path / "run"),
