@@ -25,6 +25,21 @@ TOOLS = json.dumps(
 )
 
 
+SYSTEM, ASKED = "Be brief.", "Kö 🙂?"
+PROMPT = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
+"""A system text, a question, and what the byte tokenizer's template makes of them."""
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    """A turn of OpenAI's kind."""
+    return {"role": role, "content": content}
+
+
+def turned(who: str, value: str) -> dict[str, str]:
+    """A turn of ShareGPT's kind."""
+    return {"from": who, "value": value}
+
+
 def user(text: str) -> Message:
     return Message(role="user", content=text)
 

@@ -210,3 +210,17 @@ def losses(run: Path) -> dict[int, str]:
 def kill(process: Any) -> None:
     process.kill()
     process.join()
+
+
+def stop_after(monkeypatch: Any, step: int) -> None:
+    """Make the trainer believe that a signal came in during `step`."""
+    from luthier.training.trainer import Trainer
+
+    original = Trainer._step
+
+    def stepping(self: Any, windows: Any) -> None:
+        original(self, windows)
+        if self.state.step == step:
+            self.stop.received = 15
+
+    monkeypatch.setattr(Trainer, "_step", stepping)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import ASKED, PROMPT, SYSTEM, said, turned
 from helpers import byte_tokenizer
 
 from luthier.config.schema import DataConfig
@@ -15,17 +16,7 @@ from luthier.data.pack import pack
 from luthier.data.prepare import Preparer, prepare, stream_units
 from luthier.data.template import ChatTemplate
 
-SYSTEM, ASKED, GOOD, BAD = "Be brief.", "Kö 🙂?", "好的 yes", "no"
-PROMPT = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def turned(who: str, value: str) -> dict[str, str]:
-    return {"from": who, "value": value}
-
+GOOD, BAD = "好的 yes", "no"
 
 OPENAI = [said("system", SYSTEM), said("user", ASKED)]
 ROWS = {

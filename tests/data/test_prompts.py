@@ -8,6 +8,7 @@ from luthier.core.errors import DataError
 from luthier.core.types import Example, Message
 from luthier.data.audit import AuditReport
 from luthier.data.loader import Cursor
+from luthier.data.prepare import Preparer
 from luthier.data.prompts import PromptOrder, PromptRow, tokenize
 from luthier.data.template import ChatTemplate
 
@@ -42,9 +43,10 @@ def test_no_prompts_is_an_error() -> None:
 
 @pytest.mark.parametrize(("policy", "level"), [("cut", "error"), ("fail", "error"), ("skip", "warning")])
 def test_a_prompt_without_room_for_an_answer_is_never_cut(policy: str, level: str) -> None:
-    template, report = ChatTemplate(byte_tokenizer()), AuditReport()
+    preparer = Preparer(ChatTemplate(byte_tokenizer()), DataConfig(too_long=policy), "prompt")
+    report = AuditReport()
     examples = [Example(context=(Message(role="user", content="x" * n),), origin=f"f:{n}") for n in (3, 80)]
-    rows = tokenize(examples, template, DataConfig(too_long=policy), 60, report)
+    rows = tokenize(examples, preparer, 60, report)
     assert [row.example.origin for row in rows] == ["f:3"]
     (finding,) = report.findings
     assert (finding.kind, finding.level, finding.where) == ("prompt_too_long", level, "f:80")

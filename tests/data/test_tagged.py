@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import ASKED, PROMPT, SYSTEM, said, turned
 from helpers import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,17 +20,7 @@ from luthier.data.store import StoreBuilder, UnitStore
 from luthier.data.tagged import with_mismatches
 from luthier.data.template import ChatTemplate
 
-SYSTEM, ASKED, ANSWER = "Be brief.", "Kö 🙂?", "好的 yes"
-PROMPT = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def turned(who: str, value: str) -> dict[str, str]:
-    return {"from": who, "value": value}
-
+ANSWER = "好的 yes"
 
 OPENAI = [said("system", SYSTEM), said("user", ASKED)]
 ROWS = {

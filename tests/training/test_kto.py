@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Jobs, losses, segment
+from helpers import Jobs, losses, segment, stop_after
 
 from luthier.config.load import load_config
 from luthier.config.schema import ModelConfig
@@ -18,7 +18,6 @@ from luthier.models.load import load_model, put_kernels, resolve
 from luthier.models.policy import Policy
 from luthier.objectives.kto import Kto
 from luthier.runs.store import read_events
-from luthier.training import trainer as trainer_module
 from luthier.training.trainer import Trainer
 from luthier.workflows.estimate import estimate
 from luthier.workflows.train import train
@@ -163,15 +162,8 @@ def test_tags_are_learned(tiny: Path, request: pytest.FixtureRequest, tmp_path: 
 def test_resume_is_bit_identical(tiny: Path, tagged: Path, tmp_path: Path, monkeypatch) -> None:
     more = {"lora_dropout": 0.2, "save_steps": 1, "learning_rate": 1e-3}
     train(settings(tiny, tagged, tmp_path / "whole", **more), quiet=True)
-    original = trainer_module.Trainer._step
-
-    def stepping(self, windows):
-        original(self, windows)
-        if self.state.step == 2:
-            self.stop.received = 15
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_step", stepping)
+        stop_after(patch, 2)
         with pytest.raises(Interrupted):
             train(settings(tiny, tagged, tmp_path / "run", **more), quiet=True)
     train(settings(tiny, tagged, tmp_path / "run", resume="must", **more), quiet=True)

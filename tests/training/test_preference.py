@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Jobs, byte_tokenizer, losses, segment
+from helpers import Jobs, byte_tokenizer, losses, segment, stop_after
 
 from luthier.config.load import load_config
 from luthier.config.schema import ModelConfig
@@ -131,8 +131,6 @@ def test_dpo_on_top_of_an_adapter(tiny: Path, rows: Path, pairs: Path, tmp_path:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from luthier.training import trainer as trainer_module
-
     train(settings(tiny, rows, tmp_path / "sft", stage="sft"), quiet=True)
     more = {
         "adapter_name_or_path": str(tmp_path / "sft"),
@@ -148,15 +146,8 @@ def test_dpo_on_top_of_an_adapter(tiny: Path, rows: Path, pairs: Path, tmp_path:
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(tmp_path / "whole"))
     assert list(tuned.peft_config) == ["default"]
 
-    original = trainer_module.Trainer._step
-
-    def stepping(self, window):
-        original(self, window)
-        if self.state.step == 2:
-            self.stop.received = 15
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_step", stepping)
+        stop_after(patch, 2)
         with pytest.raises(Interrupted):
             train(settings(tiny, pairs, tmp_path / "run", **more), quiet=True)
     train(settings(tiny, pairs, tmp_path / "run", resume="must", **more), quiet=True)

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from helpers import losses
+from helpers import losses, stop_after
 
 from luthier.config.load import load_config
 from luthier.core.errors import Interrupted, RunError
 from luthier.runs.store import read_events, read_status
-from luthier.training import trainer as trainer_module
 from luthier.workflows.train import train
 
 SETTINGS = {
@@ -21,18 +20,6 @@ SETTINGS = {
 def settings(tiny: Path, rows: Path, run: Path, **more):
     base = {**SETTINGS, "model_name_or_path": str(tiny), "dataset": str(rows), "output_dir": str(run), **more}
     return load_config(base).config
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Make the trainer believe that a signal came in during `step`."""
-    original = trainer_module.Trainer._step
-
-    def stepping(self, window):
-        original(self, window)
-        if self.state.step == step:
-            self.stop.received = 15
-
-    monkeypatch.setattr(trainer_module.Trainer, "_step", stepping)
 
 
 @pytest.mark.parametrize("more", [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import losses, make_folder
+from helpers import losses, make_folder, stop_after
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -20,7 +20,6 @@ from luthier.models.device import place
 from luthier.models.reward_files import is_reward_folder, read_head
 from luthier.models.reward_model import load_reward_model
 from luthier.runs.store import read_events
-from luthier.training import trainer as trainer_module
 from luthier.workflows.chat import open_conversations
 from luthier.workflows.estimate import estimate
 from luthier.workflows.evaluate import evaluate
@@ -78,17 +77,6 @@ def test_six_lines_of_plain_transformers(tiny: Path, pairs: Path, tmp_path: Path
     torch.testing.assert_close(found[:, 0], graded(tmp_path / "run"), rtol=1e-4, atol=1e-4)
 
 
-def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = trainer_module.Trainer._step
-
-    def stepping(self, windows):
-        original(self, windows)
-        if self.state.step == step:
-            self.stop.received = 15
-
-    monkeypatch.setattr(trainer_module.Trainer, "_step", stepping)
-
-
 @pytest.mark.parametrize(
     "more",
     [{"lora_dropout": 0.2}, FULL, {"finetuning_type": "freeze", "lora_rank": None, "freeze_trainable_layers": 1},
@@ -101,7 +89,7 @@ def test_resume_is_bit_identical(tiny: Path, pairs: Path, tmp_path: Path, monkey
     more = {**more, "save_steps": 1, "learning_rate": 1e-3}
     train(settings(tiny, pairs, tmp_path / "whole", **more), quiet=True)
     with monkeypatch.context() as patch:
-        stopping(patch, 2)
+        stop_after(patch, 2)
         with pytest.raises(Interrupted):
             train(settings(tiny, pairs, tmp_path / "run", **more), quiet=True)
     with safe_open(tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors", framework="pt") as file:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import losses
+from helpers import Jobs, losses, stop_after
 
 from luthier.config.load import load_config
-from luthier.core.errors import ConfigError, DataError, Interrupted, TrainingError
+from luthier.core.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from luthier.runs.store import read_events
-from luthier.training import trainer as trainer_module
 from luthier.workflows.train import train
 
 GRADER = '''
@@ -94,15 +93,8 @@ def test_every_group_is_kept_with_its_rewards(tiny: Path, prompts: Path, tmp_pat
 ], ids=lambda more: "-".join(map(str, more.values())) or "grpo")  # fmt: skip
 def test_stop_and_resume_is_bit_identical(tiny: Path, prompts: Path, tmp_path: Path, monkeypatch, more) -> None:
     train(settings(tiny, prompts, tmp_path / "whole", **more), quiet=True)
-    original = trainer_module.Trainer._step
-
-    def stepping(self, windows):
-        original(self, windows)
-        if self.state.step == 2:
-            self.stop.received = 15
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_step", stepping)
+        stop_after(patch, 2)
         with pytest.raises(Interrupted):
             train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
     train(settings(tiny, prompts, tmp_path / "run", resume="must", **more), quiet=True)
@@ -251,3 +243,50 @@ def test_the_divergence_is_the_trainers_whatever_the_ratio_is_formed_with(tiny, 
     assert events(tmp_path / "run", "rollout/logp_gap")[0] > 1e-5
     assert events(tmp_path / "run", "rollout/kl")[0] == pytest.approx(0, abs=1e-5)
     assert events(tmp_path / "run", "policy/ratio_max")[0] != 1
+
+
+@pytest.mark.parametrize(("more", "sentence"), [
+    ({"rewards": ["exact_mach"]}, "unknown reward 'exact_mach'; did you mean 'exact_match'"),
+    ({"rewards": [{"name": "exact_match", "colum": "x"}]}, "unknown setting 'colum'.*did you mean 'column'"),
+    ({"environment": "calculater"}, "unknown environment 'calculater'; did you mean 'calculator'"),
+])  # fmt: skip
+def test_what_grades_is_checked_before_a_model_is_loaded(prompts: Path, tmp_path: Path, more, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        train(settings(tmp_path / "no model", prompts, tmp_path / "run", **more), quiet=True)
+
+
+def test_an_environment_that_is_never_asked_is_said(tiny: Path, prompts: Path, tmp_path: Path, caplog) -> None:
+    more = {"dataset": "", "rewards": [], "environment": {"name": "calculator", "size": 4}, "cutoff_len": 480}
+    with caplog.at_level("INFO", "luthier"):
+        train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert "with max_turns: 1 it is not asked about answers" in caplog.text
+
+
+def test_prompts_that_are_held_out_and_trained_on_are_said(tiny: Path, prompts: Path, tmp_path: Path, caplog) -> None:
+    train(settings(tiny, prompts, tmp_path / "run", eval_dataset=str(prompts), max_steps=1), quiet=True)
+    assert "evaluation overlaps training: 12 equal prompts" in caplog.text
+
+
+def test_other_expected_answers_are_other_data(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows.write_text(prompts.read_text())
+    more = {"rewards": [f"{prompts.parent}/grader.py:early_letters"], "save_steps": 1}
+    train(settings(tiny, rows, run, max_steps=1, **more), quiet=True)
+    rows.write_text(prompts.read_text().replace('"answer": "tea"', '"answer": "coffee"'))
+    with pytest.raises(RunError, match="the data are not those that the run began with"):
+        train(settings(tiny, rows, run, max_steps=2, resume="must", **more), quiet=True)
+
+
+def test_the_commands_around_training_take_prompts(tiny: Path, prompts: Path, tmp_path: Path, jobs: Jobs) -> None:
+    flat = {"model_name_or_path": tiny, "stage": "grpo", "dataset": prompts, "max_completion_length": 6}
+    (tmp_path / "f.yaml").write_text("".join(f"{key}: {value}\n" for key, value in flat.items()) + "rewards: length\n")
+    audited = jobs.run("data", "audit", "f.yaml", cwd=tmp_path)
+    assert (audited.code, "12 of 12 rows" in audited.out) == (0, True), audited.err
+    short = jobs.run("data", "audit", "f.yaml", "cutoff_len=28", cwd=tmp_path)
+    assert (short.code, "beside an answer only 22 have room" in short.out) == (2, True)
+    shown = jobs.run("data", "preview", "f.yaml", "--rows", "1", cwd=tmp_path)
+    assert "0 learned" in shown.out
+    estimated = jobs.run("estimate", "f.yaml", cwd=tmp_path)
+    assert (estimated.code, "answers are not known beforehand" in estimated.err) == (2, True)
+    valid = jobs.run("validate", "f.yaml", cwd=tmp_path)
+    assert (valid.code, "length: exactly one of" in valid.err or "target_tokens" in valid.err) == (2, True), valid.err

@@ -192,8 +192,10 @@ def validate(file: File, overrides: Overrides = None, json: AsJson = False) -> N
     """Check settings; show every value and where it came from."""
     from luthier.cli import show
     from luthier.config.load import dump
+    from luthier.workflows.judges import judges_of
 
     loaded = _load(file, overrides or [])
+    judges_of(loaded.config)
     flat = {f"{s}.{k}": v for s, values in dump(loaded.config).items() for k, v in values.items()}
     if json:
         show.as_json(

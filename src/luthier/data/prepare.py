@@ -38,16 +38,19 @@ class Preparer:
     """Long documents of kind "text" become several units instead of being cut."""
     reads_end: bool = False
     """Answers keep their end, because what they are worth is read there; their prompts are cut instead."""
+    answer_room: int = 0
+    """Tokens of cutoff_len that stay free behind a prompt."""
 
     def unit_of(self, row: Row, source: Source, report: AuditReport) -> list[Unit]:
         """Return the units of one row, none if it is bad; findings go to `report`."""
-        report.rows += 1
-        if row.value is None:
-            assert row.finding is not None
-            report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
+        example = self.checked_example(row, source, report)
+        if example is None:
             return []
+        if self.kind == "prompt":
+            tokens = self.prompt_of(example, self.config.cutoff_len - self.answer_room, report)
+            return [[Segment(tokens=tokens, weight=[0.0] * len(tokens), origin=row.where)]] if tokens else []
+        assert row.value is not None
         try:
-            example = self.example_of(row, source)
             examples = one_by_one(example) if self.kind == "tagged" else [example]
             rendered = [self.template.render(each) for each in examples]
             tags = {"margin": margin_of(row.value, source)} if self.reads_end else {}
@@ -63,6 +66,36 @@ class Preparer:
             units = self._checked(each, row.where, report)
             found += [[replace(segment, tags=here) for segment in unit] for unit in units]
         return found
+
+    def checked_example(self, row: Row, source: Source, report: AuditReport) -> Example | None:
+        """Return the row as an example, None if it is bad; findings go to `report`."""
+        report.rows += 1
+        if row.value is None:
+            assert row.finding is not None
+            report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
+            return None
+        try:
+            return self.example_of(row, source)
+        except RowError as error:
+            report.add(error.kind, "error", row.where, str(error))
+            return None
+
+    def prompt_of(self, example: Example, most: int, report: AuditReport) -> list[int]:
+        """Return the tokens of a prompt, none if they are more than `most`: a prompt is never cut."""
+        try:
+            tokens = self.template.prompt(example.context, example.tools)
+        except DataError as error:
+            report.add("template", "error", example.origin, str(error))
+            return []
+        if len(tokens) <= most:
+            return tokens
+        level = "warning" if self.config.too_long == "skip" else "error"
+        message = (
+            f"has {len(tokens)} tokens, but beside an answer only {most} have room; "
+            "raise cutoff_len, lower max_completion_length, or set too_long: skip"
+        )
+        report.add("prompt_too_long", level, example.origin, message)
+        return []
 
     def example_of(self, row: Row, source: Source) -> Example:
         """Return the row as an example; raises RowError."""
@@ -217,7 +250,7 @@ def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
         return None
     tokenizer, config = preparer.template.tokenizer, preparer.config
     settings = (
-        config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.reads_end,
+        preparer.answer_room, config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.reads_end,
         preparer.template.train_on_prompt, preparer.template.mask_history, preparer.template.default_system,
         preparer.template.options,
     )  # fmt: skip

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from luthier.core.errors import DataError
-from luthier.core.findings import RowError
 from luthier.core.types import Example
 from luthier.data.audit import AuditReport
-from luthier.data.rows import check_kind, read_example
+from luthier.data.rows import check_kind
 from luthier.data.sources import find_sources, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from luthier.config.schema import DataConfig
     from luthier.data.loader import Cursor
-    from luthier.data.template import ChatTemplate
+    from luthier.data.prepare import Preparer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,60 +28,26 @@ class PromptRow:
     tokens: tuple[int, ...]
 
 
-def read_prompts(
-    names: tuple[str, ...], template: ChatTemplate, config: DataConfig, most_tokens: int
-) -> tuple[list[PromptRow], AuditReport]:
-    """Read every row of the data sets called `names` as a prompt of at most `most_tokens`.
+def read_prompts(names: tuple[str, ...], preparer: Preparer, most: int) -> tuple[list[PromptRow], AuditReport]:
+    """Read every row of the data sets called `names` as a prompt of at most `most` tokens.
 
     Nothing is raised for bad rows: `AuditReport.enforce` does that.
     """
     report = AuditReport()
-    rows: list[PromptRow] = []
-    sources = find_sources(names, config)
+    sources = find_sources(names, preparer.config)
     check_kind(sources, "prompt")
-    for source in sources:
-        for row in read_rows(source):
-            report.rows += 1
-            if row.value is None:
-                assert row.finding is not None
-                report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
-                continue
-            try:
-                example = replace(read_example(row.value, source, "prompt"), origin=row.where)
-            except RowError as error:
-                report.add(error.kind, "error", row.where, str(error))
-                continue
-            rows += tokenize([example], template, config, most_tokens, report)
-    return rows, report
+    read = (preparer.checked_example(row, source, report) for source in sources for row in read_rows(source))
+    return tokenize([example for example in read if example is not None], preparer, most, report), report
 
 
-def tokenize(
-    examples: Iterable[Example],
-    template: ChatTemplate,
-    config: DataConfig,
-    most_tokens: int,
-    report: AuditReport,
-) -> list[PromptRow]:
+def tokenize(examples: Iterable[Example], preparer: Preparer, most: int, report: AuditReport) -> list[PromptRow]:
     """Return the prompts of `examples`; those that leave no room for an answer go to `report`."""
     rows: list[PromptRow] = []
     for example in examples:
-        try:
-            tokens = template.prompt(example.context, example.tools)
-        except DataError as error:
-            report.add("template", "error", example.origin, str(error))
-            continue
-        if len(tokens) > most_tokens:
-            # A prompt is never cut: that would ask another question.
-            level = "warning" if config.too_long == "skip" else "error"
-            message = (
-                f"has {len(tokens)} tokens, but beside an answer only {most_tokens} have room; "
-                "raise cutoff_len, lower max_completion_length, or set too_long: skip"
-            )
-            report.add("prompt_too_long", level, example.origin, message)
-            continue
-        report.trained_rows += 1
+        tokens = preparer.prompt_of(example, most, report)
+        report.trained_rows += bool(tokens)
         report.tokens += len(tokens)
-        rows.append(PromptRow(example, tuple(tokens)))
+        rows += [PromptRow(example, tuple(tokens))] if tokens else []
     return rows
 
 

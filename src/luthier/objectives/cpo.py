@@ -6,24 +6,20 @@ Shapes: S segments, P pairs; segments 2p and 2p + 1 are the chosen and the rejec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
-from luthier.core.types import RowKind
-from luthier.objectives.pairs import PairLoss, both, check_smoothing, num_pairs, pair_loss, sums_and_means, watched
+from luthier.objectives.pairs import PairLoss, PairSettings, both, check_smoothing, pair_loss, sums_and_means, watched
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from luthier.core.batch import Loss, PackedBatch, Scores
 
 
 @OBJECTIVES.register("cpo")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cpo:
+class Cpo(PairSettings):
     """Prefer the chosen answer, and learn to give it; the mean over pairs.
 
     With m = log p(chosen) - log p(rejected), answers summed over tokens, the loss of a pair is -log sigmoid(beta m) and
@@ -31,11 +27,6 @@ class Cpo:
     in TRL, so that its weight does not depend on lengths.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
-    rows: ClassVar[RowKind] = "pair"
-    segments_per_unit: ClassVar[int] = 2
-    rate_factor: ClassVar[float] = 0.1
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How fast the loss of a pair falls with the margin."""
     loss: PairLoss = "sigmoid"
@@ -47,10 +38,6 @@ class Cpo:
 
     def __post_init__(self) -> None:
         check_smoothing(self.loss, self.label_smoothing)
-
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Return the number of pairs."""
-        return num_pairs(batch)
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.core.protocols import Need, Read
+from luthier.core.protocols import Need
 from luthier.core.registry import OBJECTIVES
-from luthier.core.types import RowKind
-from luthier.objectives.pairs import PairLoss, both, check_smoothing, num_pairs, pair_loss, sums_and_means, watched
+from luthier.objectives.pairs import PairLoss, PairSettings, both, check_smoothing, pair_loss, sums_and_means, watched
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from luthier.core.batch import Loss, PackedBatch, Scores
 
 
 @OBJECTIVES.register("dpo")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dpo:
+class Dpo(PairSettings):
     """Prefer the chosen answer to the rejected one by more than the reference does; the mean over pairs.
 
     With m = (log p(chosen) - log ref(chosen)) - (log p(rejected) - log ref(rejected)), answers summed over tokens, the
@@ -31,10 +28,6 @@ class Dpo:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
-    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
-    rows: ClassVar[RowKind] = "pair"
-    segments_per_unit: ClassVar[int] = 2
-    rate_factor: ClassVar[float] = 0.1
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly the policy is held to the reference."""
     loss: PairLoss = "sigmoid"
@@ -46,10 +39,6 @@ class Dpo:
 
     def __post_init__(self) -> None:
         check_smoothing(self.loss, self.label_smoothing)
-
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Return the number of pairs."""
-        return num_pairs(batch)
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

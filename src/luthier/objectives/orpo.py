@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
-from luthier.core.types import RowKind
-from luthier.objectives.pairs import both, num_pairs, pair_loss, sums_and_means, watched
+from luthier.objectives.pairs import PairSettings, both, pair_loss, sums_and_means, watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,24 +24,16 @@ CERTAIN = -1e-6
 
 @OBJECTIVES.register("orpo")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Orpo:
+class Orpo(PairSettings):
     """Learn to give the chosen answer, and make its odds higher than those of the rejected one; the mean over pairs.
 
     With odds = p / (1 - p), where log p is the mean over the tokens of an answer, the loss of a pair is
     -log p(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected)): arXiv:2403.07691, equations 4 to 7.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
-    rows: ClassVar[RowKind] = "pair"
-    segments_per_unit: ClassVar[int] = 2
     rate_factor: ClassVar[float] = 0.2
     beta: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the odds ratio, which the paper calls lambda."""
-
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Return the number of pairs."""
-        return num_pairs(batch)
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

@@ -5,7 +5,11 @@ Shapes: N predictions, S segments, P pairs; segments 2p and 2p + 1 are the chose
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from luthier.core.protocols import Need, Read
+from luthier.core.types import RowKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,6 +19,21 @@ if TYPE_CHECKING:
     from luthier.core.batch import PackedBatch
 
 PairLoss = Literal["sigmoid", "hinge", "ipo", "robust"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSettings:
+    """What every objective over pairs has: two answers to one prompt, without a reference unless it says so."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
+    rows: ClassVar[RowKind] = "pair"
+    segments_per_unit: ClassVar[int] = 2
+    rate_factor: ClassVar[float] = 0.1
+
+    def count(self, batch: PackedBatch) -> Tensor:
+        """Return the number of pairs."""
+        return num_pairs(batch)
 
 
 def pair_loss(kind: PairLoss, margin_P: Tensor, beta: float, flipped: float = 0.0) -> Tensor:

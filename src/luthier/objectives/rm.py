@@ -12,8 +12,7 @@ from pydantic import Field
 
 from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
-from luthier.core.types import RowKind
-from luthier.objectives.pairs import both, num_pairs, pair_loss, watched_rewards
+from luthier.objectives.pairs import PairSettings, both, pair_loss, watched_rewards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("rm")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RewardModeling:
+class RewardModeling(PairSettings):
     """Give the chosen answer a higher reward than the rejected one; the mean over pairs.
 
     With r the value at the last token of an answer, the loss of a pair is
@@ -33,17 +32,11 @@ class RewardModeling:
 
     needs: ClassVar[frozenset[Need]] = frozenset({"value"})
     reads: ClassVar[frozenset[Read]] = frozenset({"value"})
-    rows: ClassVar[RowKind] = "pair"
-    segments_per_unit: ClassVar[int] = 2
     rate_factor: ClassVar[float] = 0.2
     margin: Annotated[float, Field(ge=0)] = 0.0
     """What the difference of the rewards should exceed; the column "margin" of a row is added to it."""
     centering: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (r(chosen) + r(rejected)) squared, which keeps rewards around 0 (arXiv:2312.09244); 0.01 is usual."""
-
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Return the number of pairs."""
-        return num_pairs(batch)
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

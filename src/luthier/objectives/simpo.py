@@ -6,35 +6,26 @@ Shapes: S segments, P pairs; segments 2p and 2p + 1 are the chosen and the rejec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from luthier.core.protocols import Need, Read
 from luthier.core.registry import OBJECTIVES
-from luthier.core.types import RowKind
-from luthier.objectives.pairs import both, num_pairs, pair_loss, sums_and_means, watched
+from luthier.objectives.pairs import PairSettings, both, pair_loss, sums_and_means, watched
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from luthier.core.batch import Loss, PackedBatch, Scores
 
 
 @OBJECTIVES.register("simpo")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Simpo:
+class Simpo(PairSettings):
     """Make the chosen answer more probable than the rejected one, an average token, by a margin; the mean over pairs.
 
     With d the difference of the mean log-probabilities of their tokens, the loss of a pair is
     -log sigmoid(beta d - gamma): arXiv:2405.14734, equation 6.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
-    rows: ClassVar[RowKind] = "pair"
-    segments_per_unit: ClassVar[int] = 2
-    rate_factor: ClassVar[float] = 0.1
     beta: Annotated[float, Field(gt=0)] = 2.0
     """Scale of the difference."""
     gamma: Annotated[float, Field(ge=0)] = 1.0
@@ -43,10 +34,6 @@ class Simpo:
     """Share of pairs whose label is assumed to be flipped."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answer's negative log-likelihood, mean over its tokens; 1 gives CPO-SimPO."""
-
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Return the number of pairs."""
-        return num_pairs(batch)
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

@@ -57,7 +57,7 @@ class OwnReward:
             raise ConfigError(f"{what}: completions is for functions of the form (completions, ...)")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self) is _Together, self.source, self.settings)
+        return type(self), (self.source, self.settings)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,10 +128,6 @@ def own_reward(source: Source, settings: Mapping[str, Any]) -> OwnReward:
     """Return the reward of the user's that `source` leads to. Raises ConfigError."""
     made = OwnReward(source, settings)
     return made if made.form == "single" else _Together(source, settings)
-
-
-def _rebuilt(together: bool, source: Source, settings: Mapping[str, Any]) -> OwnReward:  # noqa: FBT001
-    return (_Together if together else OwnReward)(source, settings)
 
 
 def _parameters_of(function: Any, what: str) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from luthier.rewards.grading import Grader
     from luthier.runs.store import RunStore
 
-TOKENS_TOGETHER = {True: 512, False: 16384}
+TOKENS_TOGETHER = {True: 640, False: 16384}
 """Tokens of one forward pass, prompts counted once, on a processor (True) and on a GPU; a longer answer stands alone.
 
 A processor gains nothing from more, and activations are the most of what learning needs."""

@@ -57,7 +57,8 @@ def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Prepare
     """Return what turns rows into units under these settings."""
     kind, reads = config.objective.rows, config.objective.reads
     template = ChatTemplate(tokenizer) if kind == "text" else make_template(tokenizer, config.data, model_type)
-    return Preparer(template, config.data, kind, reads_end=kind == "pair" and "value" in reads)
+    room = config.rollout.max_completion_length if kind == "prompt" else 0
+    return Preparer(template, config.data, kind, reads_end=kind == "pair" and "value" in reads, answer_room=room)
 
 
 def transformers_config(files: ModelFiles, config: RunConfig) -> Any:
@@ -95,7 +96,7 @@ def read_data(config: RunConfig, preparer: Preparer) -> Data:
         held_out_rows = np.arange(len(held_out))
     elif config.data.val_size and train is not None:
         held_out = train
-        train_rows, held_out_rows = _split(len(train), config.data.val_size, config.train.seed)
+        train_rows, held_out_rows = split_rows(len(train), config.data.val_size, config.train.seed)
     if train is not None and held_out is not None:
         found = leakage(train, train_rows, held_out, held_out_rows)
         for finding in found:
@@ -105,8 +106,8 @@ def read_data(config: RunConfig, preparer: Preparer) -> Data:
     return Data(train, train_rows, held_out, held_out_rows, reports)
 
 
-def _split(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return sorted training and held-out rows."""
+def split_rows(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted training and held-out rows. Raises ConfigError when none is left to train on."""
     held = int(val_size) if val_size >= 1 else max(1, round(val_size * num_rows))
     if held >= num_rows:
         raise ConfigError(f"val_size {val_size:g} leaves no row to train on: there are {num_rows}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.anatomy import plain_model
+from luthier.core.errors import ConfigError
 from luthier.kernels.cpu import prepare_process, processor_name
 from luthier.models.device import place
 from luthier.models.foreign import read_layout
@@ -59,8 +60,13 @@ class Estimate:
 def estimate(config: RunConfig) -> Estimate:
     """Return memory and time for `config`, from real token counts and from steps of a short model of the same kind.
 
-    Raises ConfigError when `memory_budget` cannot be met.
+    Raises ConfigError when `memory_budget` cannot be met, and for rollouts, whose rows are not there yet.
     """
+    if "rollouts" in config.objective.needs:
+        raise ConfigError(
+            "answers are not known beforehand, so memory and time of rollouts cannot be estimated; run two steps "
+            "(max_steps=2) and read seconds and peak_memory_bytes in events.jsonl"
+        )
     prepare_process(config.model.threads)
     placement = place(config.model, base_learns=config.tuning.base_learns)
     files = resolve(config.model.model_name_or_path)

@@ -15,20 +15,22 @@ from luthier.core.log import first_line, logger
 from luthier.core.protocols import Engine, Environment
 from luthier.data.audit import AuditReport
 from luthier.data.prompts import PromptOrder, PromptRow, read_prompts, tokenize
-from luthier.rewards.build import build_rewards, check_columns
+from luthier.rewards.build import check_columns
 from luthier.rewards.grading import Grader, NamedReward
 from luthier.training.model_reward import ModelReward
 from luthier.training.rollout import Collector
 from luthier.training.rollout_state import Sizes
-from luthier.workflows.build import make_engine
+from luthier.workflows.build import make_engine, split_rows
 from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
     from luthier.core.types import Example
+    from luthier.data.prepare import Preparer
     from luthier.runs.store import RunStore
     from luthier.training.stop import StopFlag
     from luthier.training.trainer import Trainer
+    from luthier.workflows.judges import Judges
     from luthier.workflows.parts import Parts
 
 MOST_TOGETHER = 128
@@ -58,11 +60,11 @@ class Prompts:
 class Rollouts:
     """Prompts that are answered while training."""
 
-    def __init__(self, config: RunConfig, parts: Parts, accelerator: Any) -> None:
+    def __init__(self, config: RunConfig, parts: Parts, accelerator: Any, judges: Judges) -> None:
         self.config, self.parts, self.accelerator = config, parts, accelerator
         self.sizes = sizes_of(config, accelerator.num_processes)
         without_dropout(parts.policy)
-        self.prompts: Prompts = prepare_prompts(config, parts)
+        self.prompts: Prompts = prepare_prompts(config, parts, judges)
         self.engine = engine_of(config, parts, accelerator, self.sizes)
         self.reports = self.prompts.reports
         self.size = f"{len(self.prompts.train)} prompts"
@@ -127,37 +129,24 @@ def sizes_of(config: RunConfig, num_ranks: int) -> Sizes:
     )
 
 
-def prepare_prompts(config: RunConfig, parts: Parts) -> Prompts:
-    """Read prompts and build what grades their answers. Raises ConfigError and DataError."""
-    template, model = parts.preparer.template, parts.policy.model
-    rollout, data = config.rollout, config.data
-    environment = None
-    if rollout.environment is not None:
-        from luthier.environments.build import build_environment
-
-        environment = build_environment(rollout.environment)
-    rewards = build_rewards(rollout.rewards, environment)
+def prepare_prompts(config: RunConfig, parts: Parts, judges: Judges) -> Prompts:
+    """Read prompts, and put a reward model beside what grades their answers. Raises ConfigError and DataError."""
+    rollout, data, preparer = config.rollout, config.data, parts.preparer
+    rewards, environment = list(judges.rewards), judges.environment
     if parts.reward_model is not None:
         graded = ModelReward(parts.reward_model, parts.tokenizer)
         rewards.append(NamedReward("reward_model", rollout.reward_model_weight, graded))
-    if not rewards:
-        raise ConfigError(
-            "nothing grades the answers: set rewards (see docs/rewards.md), reward_model, or an environment that "
-            "brings a reward",
-            code="config_missing",
-        )
-    most = _most_prompt_tokens(config, model)
+    most = _most_prompt_tokens(config, parts.policy.model)
     reports: dict[str, AuditReport] = {}
-    train = _read("train", config, data.dataset, environment, template, most, reports)
-    held_out = _read("eval", config, data.eval_dataset, None, template, most, reports) if data.eval_dataset else []
+    train = _read("train", data.dataset, environment, preparer, most, reports)
+    held_out = _read("eval", data.eval_dataset, None, preparer, most, reports) if data.eval_dataset else []
     check_columns(rewards, (row.example for row in (*train, *held_out)))
     if data.val_size:
-        held = int(data.val_size) if data.val_size >= 1 else max(1, round(data.val_size * len(train)))
-        if held >= len(train):
-            raise ConfigError(f"val_size {data.val_size:g} leaves no prompt to train on: there are {len(train)}")
-        order = np.random.default_rng(config.train.seed).permutation(len(train))
-        held_out = [train[i] for i in sorted(order[:held])]
-        train = [train[i] for i in sorted(order[held:])]
+        kept, held = split_rows(len(train), data.val_size, config.train.seed)
+        train, held_out = [train[i] for i in kept], [train[i] for i in held]
+    overlap = {row.tokens for row in train} & {row.tokens for row in held_out}
+    if overlap:
+        logger.warning("evaluation overlaps training: %d equal prompts", len(overlap))
     return Prompts(train, held_out, reports, environment, rewards)
 
 
@@ -185,10 +174,9 @@ def _examples_of(environment: Environment) -> list[Example]:
 
 def _read(
     which: str,
-    config: RunConfig,
     names: tuple[str, ...],
     environment: Environment | None,
-    template: Any,
+    preparer: Preparer,
     most: int,
     reports: dict[str, AuditReport],
 ) -> list[PromptRow]:
@@ -197,9 +185,9 @@ def _read(
         raise ConfigError("dataset and an environment with prompts of its own are both set; keep one")
     if examples:
         report = AuditReport(rows=len(examples))
-        rows = tokenize(examples, template, config.data, most, report)
+        rows = tokenize(examples, preparer, most, report)
     elif names:
-        rows, report = read_prompts(names, template, config.data, most)
+        rows, report = read_prompts(names, preparer, most)
     else:
         raise ConfigError(
             "dataset is required: a name in dataset_info.json or a file with prompts, or set environment",
@@ -207,7 +195,7 @@ def _read(
         )
     reports[which] = report
     logger.info("prompts: %s", report.total())
-    report.enforce(config.data.bad_rows)
+    report.enforce(preparer.config.bad_rows)
     return rows
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from luthier.data.audit import AuditReport
     from luthier.runs.store import RunStore
     from luthier.training.stop import StopFlag
+    from luthier.workflows.judges import Judges
     from luthier.workflows.parts import Parts
 
 
@@ -85,10 +86,10 @@ class Rows:
         return Feed(self.loader, self.eval_loader, reference)
 
 
-def open_source(config: RunConfig, parts: Parts, accelerator: Any) -> Source:
-    """Return what this run learns from. Raises ConfigError and DataError."""
-    if "rollouts" not in config.objective.needs:
+def open_source(config: RunConfig, parts: Parts, accelerator: Any, judges: Judges | None) -> Source:
+    """Return what this run learns from: rows, or rollouts where there are judges. Raises ConfigError and DataError."""
+    if judges is None:
         return Rows(config, parts, accelerator)
     from luthier.workflows.rollouts import Rollouts
 
-    return Rollouts(config, parts, accelerator)
+    return Rollouts(config, parts, accelerator, judges)

@@ -28,6 +28,7 @@ from luthier.training.plot import plot_loss
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
 from luthier.workflows.build import transformers_config
+from luthier.workflows.judges import judges_of
 from luthier.workflows.memory import look_at, plan_memory, say
 from luthier.workflows.parts import Parts, assemble
 from luthier.workflows.run_directory import Holding, choose_run, publish
@@ -82,13 +83,14 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     path, resume = choose_run(config)
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
+    judges = judges_of(config)
     config = _with_learning_rate(config)
     prepare_process(config.model.threads)
     stop = StopFlag()
     torch.manual_seed(config.train.seed)
     accelerator = _accelerator(config, path)
     parts = assemble(config, resume)
-    source = open_source(config, parts, accelerator)
+    source = open_source(config, parts, accelerator, judges)
     _save_memory(config, parts, source)
     with (
         Holding(path, config, accelerator) as run,
