@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.core.errors import LuthierError, TrainingError
+from luthier.core.errors import LuthierError
 from luthier.core.log import say_once
 from luthier.core.protocols import Reward
 from luthier.core.types import Answer
@@ -40,6 +40,8 @@ class Grades:
     failed: Mapping[str, int]
     """Answers without this reward."""
     first_error: str | None
+    complaint: str | None = None
+    """What to say when there is nothing to learn from: no answer has all its rewards."""
 
 
 class Grader:
@@ -59,8 +61,7 @@ class Grader:
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """Grade every answer by every reward.
 
-        Raises TrainingError with code "rewards_failed" when no answer has all its rewards, and whatever LuthierError a
-        reward raises because of settings or data: a missing column, say.
+        Raises whatever LuthierError a reward raises because of settings or data: a missing column, say.
         """
         by_name: dict[str, list[float | None]] = {}
         failed: dict[str, int] = {}
@@ -74,14 +75,14 @@ class Grader:
                 self._say(each.name, kind)
             first = first or (f"reward {each.name} {failures[0].message}" if failures else None)
         totals = [self._total([values[i] for values in by_name.values()]) for i in range(len(answers))]
+        complaint = None
         if answers and first is not None and all(total is None for total in totals):
             worst = max(failed, key=lambda name: failed[name])
-            raise TrainingError(
+            complaint = (
                 f"no answer of this step has all its rewards ({worst} is missing for {failed[worst]} of "
-                f"{len(answers)}); the first error: {first}",
-                code="rewards_failed",
+                f"{len(answers)}); the first error: {first}"
             )
-        return Grades(by_name, totals, failed, first)
+        return Grades(by_name, totals, failed, first, complaint)
 
     def close(self) -> None:
         """End the process that rewards run in."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.core.errors import TrainingError
 from luthier.core.types import Sampling, Segment
 from luthier.data.loader import Cursor, Window
 from luthier.data.pack import pack
@@ -87,6 +88,7 @@ class Collector:
         """Of the weights in the engine: none as long as it has those that it was made with, -1 while it rests."""
         self._pool = ThreadPoolExecutor(1, "rollout") if config.rollout_ahead else None
         self._ahead: Future[Rollout] | None = None
+        self._complaint: str | None = None
 
     # ---- the story
 
@@ -153,6 +155,7 @@ class Collector:
                 there = int(self._sum(torch.tensor(float(len(kept)))))
                 groups_of.too_few(there, self.sizes.prompts, rounds, stop=self.config.too_few_groups == "stop")
                 break
+        self._check_graded(seen)
         carried.step += 1
         has_nothing = groups_of.all_flat(seen, smallest) or not any(
             self._is_learned(e) for g in seen for e in g.episodes
@@ -210,10 +213,16 @@ class Collector:
     def _grade(self, groups: Sequence[Group], *, normalize: bool) -> None:
         episodes = [episode for group in groups for episode in group.episodes]
         grades = self.grader.grade([episode.answer for episode in episodes])
+        self._complaint = grades.complaint or self._complaint
         for number, episode in enumerate(episodes):
             episode.rewards = {name: values[number] for name, values in grades.by_name.items()}
         for group in groups:
             credit.total_rewards(group, self.grader.weights, normalize=normalize)
+
+    def _check_graded(self, groups: Sequence[Group]) -> None:
+        """Raise TrainingError when no answer of any rank has a reward."""
+        if not self._sum(torch.tensor(float(sum(len(group.graded()) for group in groups)))):
+            raise TrainingError(self._complaint or "no answer has a reward", code="rewards_failed")
 
     # ---- what is learned from
 
@@ -354,6 +363,7 @@ class Collector:
         )
         self._rest()
         self._grade(groups, normalize=False)
+        self._check_graded(groups)
         episodes = [episode for group in groups for episode in group.episodes]
         found: dict[str, list[float]] = {"reward": [e.reward for e in episodes if e.reward is not None]}
         for name in self.grader.weights:
