@@ -71,6 +71,8 @@ def test_without_a_reference_it_is_our_mistake() -> None:
 
 
 def test_equal_policies_learn_nothing_but_direction() -> None:
-    """At the start policy and reference agree: the loss is log 2, whatever the answers."""
+    """At the start policy and reference agree: the loss is log 2, and half of the pairs are right, whatever they are."""
     scores, batch = batch_of((-10.0, -10.0, 4), (-30.0, -30.0, 7))
-    assert float(Dpo()(scores, batch).total) == pytest.approx(0.6931472)
+    loss = Dpo()(scores, batch)
+    assert float(loss.total) == pytest.approx(0.6931472)
+    assert means(loss)["rewards/accuracies"] == 0.5

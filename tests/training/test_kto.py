@@ -1,7 +1,9 @@
 """Answers that are tagged: packed like separate ones, compared with a reference and with answers to other prompts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from helpers import Jobs, losses, segment, stop_after
 
 from luthier.config.load import load_config
 from luthier.config.schema import ModelConfig
-from luthier.core.batch import PackedBatch
+from luthier.core.batch import PackedBatch, Scores
 from luthier.core.errors import Interrupted
 from luthier.data.pack import pack
 from luthier.models.device import place
@@ -184,3 +186,20 @@ def test_preview_names_what_stands_aside(tiny: Path, tagged: Path, tmp_path: Pat
     found = jobs.run("data", "preview", "f.yaml", "--rows", "1", "--json", cwd=tmp_path)
     assert found.code == 0, found.err
     assert [segment["name"] for segment in found.last_json["segments"]] == ["undesirable", "answer to another prompt"]
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.5, 1.5), (-0.5, 0.0)])
+def test_the_baseline_is_at_least_0(shift: float, expected: float) -> None:
+    """Three tokens of a mismatched answer, each 0.5 nats more, or less, probable than under the reference."""
+    batch = pack([[segment(2, 4, seed=1), replace(segment(2, 3, seed=2), aside=True)]])
+    assert batch.aside is not None
+    aside = batch.aside.with_stream("ref_logp", torch.full((3,), -2.0))
+
+    class Shifted(torch.nn.Module):
+        def forward(self, here: PackedBatch) -> Scores:
+            return Scores(logp=here.streams["ref_logp"] + shift)
+
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(policy=Shifted(), accelerator=accelerator, annotate=lambda x: x, _sum=lambda x: x)
+    (found,) = Trainer._with_baseline(trainer, [replace(batch, aside=aside)])
+    assert found.tags["baseline"].tolist() == [expected]

@@ -290,3 +290,32 @@ def test_the_commands_around_training_take_prompts(tiny: Path, prompts: Path, tm
     assert (estimated.code, "answers are not known beforehand" in estimated.err) == (2, True)
     valid = jobs.run("validate", "f.yaml", cwd=tmp_path)
     assert (valid.code, "length: exactly one of" in valid.err or "target_tokens" in valid.err) == (2, True), valid.err
+
+
+@pytest.mark.parametrize("more", [
+    {"value_model": "separate"},
+    {"value_model": "shared"},
+    {"objective.kl_in": "loss", "objective.kl_coef": 0.5, "objective.entropy_coef": 0.5},
+], ids=["separate", "shared", "other terms of the loss"])  # fmt: skip
+def test_the_policy_stays_while_its_critic_warms_up(tiny: Path, prompts: Path, tmp_path: Path, more) -> None:
+    more = {"stage": "ppo", "critic_warmup_steps": 2, "save_steps": 1, "critic_learning_rate": 1e-2, **more}
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    checkpoints = [tmp_path / f"run/checkpoint-{n}" for n in (1, 2, 3)]
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in checkpoints]
+    assert weights[0] == weights[1]
+    assert weights[1] != weights[2]
+    file = "value_head.safetensors" if more.get("value_model") == "shared" else "critic/adapter_model.safetensors"
+    critics = [(folder / file).read_bytes() for folder in checkpoints]
+    assert critics[0] != critics[1]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_reference_is_read_at_the_temperature_of_the_answers(
+    tiny: Path, prompts: Path, tmp_path: Path, tuning
+) -> None:
+    """Before anything is learned the policy is its reference: a copy of the model, or the model without adapter."""
+    more = {"finetuning_type": tuning, "rollout_temperature": 0.5, "learning_rate": 1e-3}
+    train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    divergence = events(tmp_path / "run", "policy/kl")
+    assert divergence[0] == pytest.approx(0, abs=1e-7)
+    assert divergence[-1] > 1e-7
