@@ -86,19 +86,20 @@ def s(side: turns.Side) -> float:
 def ppo(both: turns.Task, options: argparse.Namespace) -> None:
     """Print how much longer a PPO step takes than a GRPO step with as many answers of equal length."""
     model = Path(resolve(options.model).base)
+    kinds = {
+        value: {"stage": "ppo", "objective.kl_coef": 0.05, "value_model": value} for value in ("shared", "separate")
+    }
+    kinds["grpo"] = {"stage": "grpo"}
     for dtype in options.dtypes:
-        pairs = []
+        seconds: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(options.rounds):
-            sides = [
-                turns.run_luthier(
-                    replace(both, settings={**both.settings, **more}), model, options.rows, dtype, options.steps
-                )
-                for more in ({"stage": "ppo", "objective.kl_coef": 0.05}, {"stage": "grpo"})
-            ]
-            pairs.append(sides)
-        seconds = [[s(pair[i]) for pair in pairs] for i in (0, 1)]
+            for name, more in kinds.items():
+                task = replace(both, settings={**both.settings, **more})
+                seconds[name].append(s(turns.run_luthier(task, model, options.rows, dtype, options.steps)))
         facts = {**turns.facts(both, options), "dtype": dtype}
-        print(report.line("ppo_seconds_over_grpo_seconds", seconds[0], seconds[1], PPO_TARGET, **facts), flush=True)
+        for name in ("shared", "separate"):
+            measure = f"ppo_{name}_seconds_over_grpo_seconds"
+            print(report.line(measure, seconds[name], seconds["grpo"], PPO_TARGET, **facts), flush=True)
 
 
 if __name__ == "__main__":
