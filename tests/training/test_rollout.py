@@ -11,6 +11,7 @@ from helpers import Jobs, losses, stop_after
 from luthier.config.load import load_config
 from luthier.core.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from luthier.runs.store import read_events
+from luthier.training.trainer import Trainer
 from luthier.workflows.train import train
 
 GRADER = '''
@@ -319,3 +320,25 @@ def test_a_reference_is_read_at_the_temperature_of_the_answers(
     divergence = events(tmp_path / "run", "policy/kl")
     assert divergence[0] == pytest.approx(0, abs=1e-7)
     assert divergence[-1] > 1e-7
+
+
+def test_answers_of_a_step_that_was_not_finished_are_kept_once(
+    tiny, prompts: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A step that dies after its answers were written is answered again, to the same effect."""
+    more = {"save_steps": 1, "rollout_minibatches": 1}
+    train(settings(tiny, prompts, tmp_path / "whole", **more), quiet=True)
+    learn = Trainer.train_step
+
+    def dying(self, batches, **options):
+        if self.state.step == 2:
+            raise RuntimeError("power cut")
+        return learn(self, batches, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", dying)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(settings(tiny, prompts, tmp_path / "run", **more), quiet=True)
+    assert [group["step"] for group in samples(tmp_path / "run")] == [1, 1, 2, 2, 3, 3]
+    train(settings(tiny, prompts, tmp_path / "run", resume="must", **more), quiet=True)
+    assert samples(tmp_path / "run") == samples(tmp_path / "whole")

@@ -130,6 +130,14 @@ class RunStore:
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.write(plain_json(values) + "\n")
 
+    def drop_samples(self, after: int) -> None:
+        """Take answers of later steps out of samples.jsonl: a run that goes on from `after` gives them again."""
+        path = self.path / "samples.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if json.loads(line).get("step", 0) <= after]
+        if len(kept) < len(lines):
+            write_whole(path, "".join(kept))
+
     def close(self) -> None:
         """Let go of the lock and of every open file."""
         if self._log is not None:

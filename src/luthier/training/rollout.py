@@ -98,6 +98,7 @@ class Collector:
         if self._version is None:
             self._version = self.engine.version = int(carried.step)
         cursor = replace(start, numbers=carried.as_numbers())
+        self.run.drop_samples(int(carried.step))
         while True:
             if self._ahead is None:
                 self.between()
