@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from luthier.config.schema import NamedPart
-from luthier.core.errors import DataError, TrainingError
+from luthier.core.errors import DataError
 from luthier.core.types import Answer, Completion, Example
 from luthier.rewards import worker
 from luthier.rewards.build import build_rewards
@@ -124,14 +124,19 @@ def test_all_rewards_share_a_process_that_stays(grader: Callable[..., Grader]) -
     assert made.grade(answers("a")).by_name["process"] != second.by_name["process"]
 
 
+def complaint_of(made: Grader, *texts: str) -> str:
+    """What is said when no answer has all its rewards."""
+    complaint = made.grade(answers(*texts)).complaint
+    assert complaint is not None
+    return complaint
+
+
 def test_no_answer_with_all_its_rewards_is_a_reason_to_stop(grader: Callable[..., Grader]) -> None:
-    assert grader("grade").grade(answers("raise", "nan", "raise")).complaint == (
+    assert complaint_of(grader("grade"), "raise", "nan", "raise") == (
         "no answer of this step has all its rewards (grade is missing for 3 of 3); the first error: reward grade "
         "KeyError: 'no such thing' (graders.py, line 7)"
     )
-    complaint = grader("only_bad", "only_good").grade(answers("good", "bad")).complaint
-    assert complaint is not None
-    assert "only_bad returned None" in complaint
+    assert "only_bad returned None" in complaint_of(grader("only_bad", "only_good"), "good", "bad")
     some = grader("only_bad", "only_good").grade(answers("good", "bad", "other"))
     assert (some.totals, some.complaint) == ([None, None, 2.0], None)
 
@@ -147,16 +152,14 @@ def test_an_error_of_data_stops_the_run_with_its_sentence(grader: Callable[..., 
 def test_a_batch_is_graded_and_ended_as_one(grader: Callable[..., Grader]) -> None:
     made = grader("together", seconds=0.5)
     assert made.grade(answers("a", "none", "ccc")).totals == [1.0, None, 3.0]
-    with pytest.raises(TrainingError, match=r"missing for 2 of 2.*took longer than 0.5 s"):
-        made.grade(answers("a", "hang"))
+    assert re.search("missing for 2 of 2.*took longer than 0.5 s", complaint_of(made, "a", "hang"))
     assert made.grade(answers("a")).totals == [1.0]
 
 
 def test_a_file_that_is_gone_is_told(grader: Callable[..., Grader], tmp_path: Path) -> None:
     made = grader("grade")
     (tmp_path / "graders.py").unlink()
-    with pytest.raises(TrainingError, match=r"cannot import .*graders\.py"):
-        made.grade(answers("a"))
+    assert re.search(r"cannot import .*graders\.py", complaint_of(made, "a"))
 
 
 def test_an_import_that_hangs_is_ended(
@@ -165,8 +168,7 @@ def test_an_import_that_hangs_is_ended(
     monkeypatch.setattr(worker, "SECONDS_TO_START", 2.0)
     made = grader("grade")
     (tmp_path / "graders.py").write_text("import time\ntime.sleep(99)\n")
-    with pytest.raises(TrainingError, match="took longer than 2 s"):
-        made.grade(answers("a", "b"))
+    assert "took longer than 2 s" in complaint_of(made, "a", "b")
 
 
 def test_each_kind_of_failure_is_said_once(
@@ -220,8 +222,7 @@ def test_what_a_batch_may_return(given: Any, totals: Any) -> None:
     here: Any = Here(given)
     grader = Grader([NamedReward("here", 1.0, here)], time_limit_seconds=1)
     if isinstance(totals, str):
-        with pytest.raises(TrainingError, match=f"missing for 3 of 3.*{totals}"):
-            grader.grade(answers("a", "b", "c"))
+        assert re.search(f"missing for 3 of 3.*{totals}", complaint_of(grader, "a", "b", "c"))
     else:
         assert grader.grade(answers("a", "b", "c")).totals == totals
 

@@ -47,7 +47,7 @@ SICK: list[tuple[str, dict[str, Curve], str]] = [
     ("grpo", {"rollout/tokens": line(100, 300), "reward": noisy(line(0.4, 0.46), 0.02), "eval_reward": flat(0.4)}, "rollout/tokens grew from 109 to 291 tokens while reward went from 0.411 to 0.465: answers get longer without getting better; "),
     ("grpo", {"rollout/tokens": line(100, 300), "reward": line(0.2, 0.7)}, "rollout/tokens grew from 109 to 291 tokens in step with reward (correlation 1.00): the reward may be paying for length; "),
     ("grpo", {"rollout/cut_off": line(0, 0.4)}, "rollout/cut_off is 0.382 (healthy: at most 0.1): "),
-    ("grpo", {"rollout/logp_gap": flat(0.05)}, "rollout/logp_gap is 0.05 (healthy: at most 0.02): the engine answers from other numbers than the trainer learns with; "),
+    ("grpo", {"rollout/logp_gap": flat(0.09)}, "rollout/logp_gap is 0.09 (healthy: at most 0.05): the engine answers from other numbers than the trainer learns with; "),
     ("grpo", {"rollout/logp_gap_max": flat(3)}, "rollout/logp_gap_max is 3 (healthy: at most 1): "),
     ("grpo", {"rollout/staleness": flat(2)}, "rollout/staleness is 2 (healthy: at most 1): "),
     ("grpo", {"rollout/rounds": flat(6)}, "rollout/rounds is 6 (healthy: at most 3): "),

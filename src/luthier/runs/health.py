@@ -319,8 +319,8 @@ RULES: tuple[Rule, ...] = (
         "raise max_completion_length, or set cut_off: mask or penalize", _above("rollout/cut_off", 0.1),
     ),
     Rule(
-        "rollout/logp_gap", "at most 0.02", "the engine answers from other numbers than the trainer learns with",
-        "set decode_dtype like dtype, or importance_cap: 2", _above("rollout/logp_gap", 0.02),
+        "rollout/logp_gap", "at most 0.05", "the engine answers from other numbers than the trainer learns with",
+        "set decode_dtype like dtype, or importance_cap: 2", _above("rollout/logp_gap", 0.05),
     ),
     Rule(
         "rollout/logp_gap_max", "at most 1", "for single tokens engine and trainer disagree by a factor of e",
