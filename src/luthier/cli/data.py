@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-data_app = typer.Typer(help="Look at data sets before training on them.", no_args_is_help=True)
+from luthier.cli.common import AsJson, File, Overrides
 
-File = Annotated[str, typer.Argument(help="YAML file with settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+data_app = typer.Typer(help="Look at data sets before training on them.", no_args_is_help=True)
 
 
 @data_app.command()

@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.chat import chat
+from luthier.cli.common import AsJson, File, Overrides
 from luthier.cli.data import data_app
+from luthier.cli.evaluate import evaluate
+from luthier.cli.export import export
 from luthier.cli.runs import runs_app
 from luthier.core.errors import Interrupted, LuthierError, RunError
 from luthier.core.log import is_main_process, logger, setup
@@ -28,11 +32,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
-
-Source = Annotated[str, typer.Argument(help="YAML file, run directory, checkpoint, model folder or alias.")]
-File = Annotated[str, typer.Argument(help="YAML file with settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @app.command()
@@ -81,110 +80,8 @@ def _dry_run(loaded: Loaded, *, as_json: bool) -> None:
         print("\n".join([*plan.lines(), "nothing was written"]))
 
 
-@app.command()
-def chat(
-    source: Source,
-    overrides: Overrides = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Answer with base and tuned model side by side.")] = False,
-    message: Annotated[str | None, typer.Option(help="Ask this once and leave; for scripts.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Talk to a model; answers appear as they are written."""
-    config = _model_config(source, overrides)
-    from luthier.cli.show import as_json
-    from luthier.workflows.chat import open_conversations
-
-    conversations = open_conversations(config, compare=compare)
-    if message is not None:
-        answers = {c.name: "".join(c.reply(message)) if json else _say(c, message) for c in conversations}
-        if json:
-            as_json(message=message, answers=answers)
-        return
-    print("Empty line or Ctrl-D leaves, /new begins anew, /adapter NAME switches.", file=sys.stderr)
-    while text := _ask():
-        for conversation in conversations[-1:] if text.startswith("/adapter ") else conversations:
-            _answer(conversation, text)
-
-
-def _answer(conversation: Any, text: str) -> None:
-    """Do what a line of a chat asks for."""
-    from luthier.core.errors import ModelError
-
-    if text == "/new":
-        conversation.forget()
-    elif text.startswith("/adapter "):
-        try:
-            conversation.use(text.removeprefix("/adapter ").strip())
-        except ModelError as error:
-            print(error, file=sys.stderr)
-    else:
-        _say(conversation, text)
-
-
-def _ask() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
-
-
-def _say(conversation: Any, text: str) -> str:
-    """Print an answer as it grows, under the model's name; return it."""
-    print(f"--- {conversation.name}")
-    parts: list[str] = []
-    for part in conversation.reply(text):
-        parts.append(part)
-        print(part, end="", flush=True)
-    print()
-    return "".join(parts)
-
-
-@app.command()
-def evaluate(
-    source: Source,
-    overrides: Overrides = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Grade the base too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write predictions as JSON lines.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Answer held-out rows (eval_dataset) and count exact answers."""
-    config = _model_config(source, overrides)
-    from luthier.cli.show import as_json
-    from luthier.workflows.evaluate import evaluate as run_evaluation
-
-    if compare:
-        base = run_evaluation(config, base=True)
-        print(base.line(), file=sys.stderr if json else sys.stdout)
-    result = run_evaluation(config, out=out)
-    if json:
-        before = {"before": base.exact_match} if compare else {}
-        as_json(
-            model=result.model,
-            exact_match=result.exact_match,
-            interval=result.interval,
-            rows=len(result.predictions),
-            **before,
-        )
-    else:
-        print(result.line())
-
-
-@app.command()
-def export(
-    source: Source,
-    overrides: Overrides = None,
-    format: Annotated[str | None, typer.Option(help="merged or adapter.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder to write.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Write a merged model, or the adapter alone, as a Hugging Face folder."""
-    options = [f"export_format={format}"] * bool(format) + [f"export_dir={out}"] * bool(out)
-    config = _model_config(source, [*(overrides or []), *options])
-    from luthier.cli.show import as_json
-    from luthier.export.merge import export_model
-
-    folder = export_model(config)
-    as_json(folder=folder) if json else print(folder)
+for command in (chat, evaluate, export):
+    app.command()(command)
 
 
 @app.command()
@@ -291,29 +188,6 @@ def _load(file: str, overrides: list[str]) -> Loaded:
     from luthier.config.load import load_config
 
     return load_config(file, overrides)
-
-
-_NOTHING_ON_TOP = ("model.adapter_name_or_path=", "model.create_new_adapter=false")
-"""A run is found with all that it stands on."""
-
-
-def _model_config(source: str, overrides: list[str] | None) -> Any:
-    """Return settings for using a model: from a YAML (its run, if it was trained), a run directory, or a name."""
-    from luthier.config.load import load_config
-    from luthier.runs.store import is_run
-
-    path, given = Path(source).expanduser(), overrides or []
-    if path.suffix in (".yaml", ".yml"):
-        loaded = load_config(path, given)
-        made = loaded.config.train.output_dir
-        if made and is_run(Path(made).expanduser()) and not loaded.config.model.adapter_name_or_path:
-            return load_config(path, [*given, f"model.model_name_or_path={made}"]).config
-        return loaded.config
-    for folder in (path, path.parent):
-        if is_run(folder):
-            fixed = [f"model.model_name_or_path={path}", *_NOTHING_ON_TOP]
-            return load_config(folder / "config.yaml", [*fixed, *given]).config
-    return load_config({"model_name_or_path": source}, given).config
 
 
 def main() -> None:
