@@ -336,12 +336,30 @@ class ExportConfig:
 
     export_dir: str | None = None
     """Folder to write; none writes export/<format> inside the run directory."""
-    export_format: Literal["merged", "adapter"] = "merged"
-    """merged: a whole model; adapter: only what was trained."""
+    export_format: Literal["merged", "adapter", "gguf", "ollama", "all"] = "merged"
+    """merged: a whole model; adapter: only what was trained; gguf: for llama.cpp; ollama: GGUF with its Modelfile;
+    all: each of them that this model has."""
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of merged weights; none keeps that of the base model."""
     export_size: Annotated[float, Field(gt=0)] = 5.0
-    """Largest file, in gigabytes."""
+    """Largest file of safetensors, in gigabytes."""
+    export_quantize: Names = ("q8_0",)
+    """Forms of GGUF files, one file each: f32, f16, bf16, q8_0, q5_0, q4_0, and q6_k, q5_k_m, q4_k_m and others of
+    llama.cpp's."""
+    export_imatrix: str | None = None
+    """File with importances of weights (llama-imatrix) for GGUF files of few bits."""
+    export_verify: bool = True
+    """Read what was written back, run it, and compare it with the model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """How `luthier serve` listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; others than loopback need api_keys."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,6 +377,7 @@ class RunConfig:
     generate: Sampling = field(default_factory=Sampling)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
 
 SECTIONS: dict[str, type] = {
@@ -369,5 +388,6 @@ SECTIONS: dict[str, type] = {
     "generate": Sampling,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "serve": ServeConfig,
 }
 """Sections with a fixed class; tuning and objective take their class from a shelf."""
