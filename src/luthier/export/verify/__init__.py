@@ -1,0 +1,1 @@
+"""Prove that a written model is the model that was trained."""
