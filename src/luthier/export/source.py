@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,31 +42,37 @@ class Source:
 
 def folder_source(folder: Path, *, name: str = "") -> Source:
     """Return a source that reads an ordinary model folder. Raises OSError when it is none."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        generation = GenerationConfig.from_pretrained(folder)
-    except OSError:
-        generation = GenerationConfig()
     return Source(
         name=name or folder.name,
         facts=AutoConfig.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        generation=generation,
-        weights=folder_weights(folder),
+        generation=generation_of(str(folder)),
+        weights=file_weights(weight_files(str(folder), revision="main", allow_pickle=False)),
     )
 
 
-def folder_weights(folder: Path) -> dict[str, Weight]:
-    """Return the unread weights of a folder by name."""
+def generation_of(base: str, revision: str = "main") -> Any:
+    """Return the GenerationConfig of a folder or hub name, an empty one where it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(base, revision=revision)
+    except OSError:
+        return GenerationConfig()
+
+
+def file_weights(files: Iterable[Path]) -> dict[str, Weight]:
+    """Return the unread weights of safetensors files by name."""
     from safetensors import safe_open
 
     found: dict[str, Weight] = {}
-    for file in weight_files(str(folder), revision="main", allow_pickle=False):
+    for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  no mapping
                 part = tensors.get_slice(name)
-                found[name] = Weight(tuple(part.get_shape()), _DTYPES[part.get_dtype()], _reader(file, name))
+                found[name] = Weight(tuple(part.get_shape()), DTYPES[part.get_dtype()], _reader(file, name))
     return found
 
 
@@ -81,7 +87,7 @@ def _reader(file: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
