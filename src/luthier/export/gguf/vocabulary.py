@@ -1,0 +1,174 @@
+"""What a GGUF file says of a tokenizer: tokens, types, merges or scores, special ids, and the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from luthier.core.errors import ModelError
+from luthier.core.log import say_once
+from luthier.export.gguf.pre_tokenizers import pre_tokenizer
+from luthier.export.gguf.rope import Metadata
+from luthier.export.gguf.special_tokens import special_tokens
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Types of tokens in llama.cpp."""
+_NEVER = -1e9
+"""Score of a token that no merge makes."""
+
+
+def vocabulary(tokenizer: Any, rows: int, *, generation: Any = None) -> Metadata:
+    """Return every key below `tokenizer.` for an embedding of `rows` rows.
+
+    Raises ModelError where llama.cpp has no tokenizer that gives the same ids.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {token["id"]: token for token in backend["added_tokens"]}
+    kind = _kind_of(backend)
+    words = {**_words(backend), **{id_: token["content"] for id_, token in added.items()}}
+    _warn_of_surplus(words, rows)
+    tokens = [words.get(id_, f"[PAD{id_}]") for id_ in range(rows)]
+    types = [_type_of(id_, words, added, kind, backend) for id_ in range(rows)]
+    return {
+        **_KINDS[kind](backend, tokens, tokenizer),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        **special_tokens(tokenizer, rows, generation=generation),
+        **_templates(tokenizer),
+    }
+
+
+def _kind_of(backend: dict[str, Any]) -> str:
+    """Return which of llama.cpp's tokenizers it is: `gpt2`, `llama` or `t5`."""
+    model = backend["model"]
+    if model["type"] == "Unigram":
+        return "t5"
+    if model["type"] == "BPE":
+        return "llama" if model.get("byte_fallback") else "gpt2"
+    raise ModelError(f"a tokenizer of type {model['type']} has no GGUF form; export_format: merged works")
+
+
+def _words(backend: dict[str, Any]) -> dict[int, str]:
+    vocab = backend["model"]["vocab"]
+    if isinstance(vocab, dict):
+        return {id_: word for word, id_ in vocab.items()}
+    return {id_: word for id_, (word, _) in enumerate(vocab)}
+
+
+def _warn_of_surplus(words: dict[int, str], rows: int) -> None:
+    surplus = [words[id_] for id_ in sorted(words) if id_ >= rows]
+    if surplus:
+        say_once(
+            f"{len(surplus)} tokens have no row in the embeddings and are left out of the GGUF file: {surplus[:3]}"
+        )
+
+
+def _type_of(id_: int, words: dict[int, str], added: dict[int, Any], kind: str, backend: dict[str, Any]) -> int:
+    if id_ not in words:
+        return UNUSED
+    if kind != "gpt2" and words[id_] == _unknown(backend):
+        return UNKNOWN
+    if id_ in added:
+        return CONTROL if added[id_]["special"] else USER_DEFINED
+    return BYTE if kind != "gpt2" and _is_byte(words[id_]) else NORMAL
+
+
+def _unknown(backend: dict[str, Any]) -> str | None:
+    model = backend["model"]
+    if model["type"] == "Unigram":
+        return None if model["unk_id"] is None else model["vocab"][model["unk_id"]][0]
+    return model["unk_token"]
+
+
+def _is_byte(word: str) -> bool:
+    return len(word) == 6 and word.startswith("<0x") and word.endswith(">")
+
+
+# ---- the three kinds
+
+
+def _byte_level(backend: dict[str, Any], tokens: list[str], tokenizer: Any) -> Metadata:
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre_tokenizer(backend),
+        # llama.cpp refuses a file without merges; tokens that are no words merge nothing.
+        "tokenizer.ggml.merges": merges or ["\x00 \x00"],
+    }
+
+
+def _sentence_piece(backend: dict[str, Any], tokens: list[str], tokenizer: Any) -> Metadata:
+    """Scores are ranks: llama.cpp merges what scores highest, as a merge of a lower number comes first."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(backend["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": [float(-ranks[token]) if token in ranks else _NEVER for token in tokens],
+        "tokenizer.ggml.add_space_prefix": adds_space(backend),
+        "tokenizer.ggml.remove_extra_whitespaces": False,
+    }
+
+
+def _unigram(backend: dict[str, Any], tokens: list[str], tokenizer: Any) -> Metadata:
+    scores = dict(backend["model"]["vocab"])
+    charsmap = _charsmap(backend["normalizer"])
+    return {
+        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": [float(scores.get(token, 0.0)) for token in tokens],
+        "tokenizer.ggml.add_space_prefix": adds_space(backend),
+        "tokenizer.ggml.remove_extra_whitespaces": _squeezes(backend["normalizer"]),
+        **({"tokenizer.ggml.precompiled_charsmap": charsmap} if charsmap else {}),
+    }
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], list[str], Any], Metadata]] = {
+    "gpt2": _byte_level,
+    "llama": _sentence_piece,
+    "t5": _unigram,
+}
+
+
+def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the links of a chain of normalizers or pre-tokenizers."""
+    if node is None:
+        return []
+    inner = node.get("normalizers", node.get("pretokenizers"))
+    return [node] if inner is None else [part for link in inner for part in _parts(link)]
+
+
+def adds_space(backend: dict[str, Any]) -> bool:
+    """Return whether text gets a blank in front of it."""
+    prepends = any(part["type"] == "Prepend" for part in _parts(backend["normalizer"]))
+    pieces = [part for part in _parts(backend["pre_tokenizer"]) if part["type"] == "Metaspace"]
+    return prepends or any(part.get("prepend_scheme", "always") != "never" for part in pieces)
+
+
+def _charsmap(normalizer: dict[str, Any] | None) -> list[int]:
+    import base64
+
+    for part in _parts(normalizer):
+        if part["type"] == "Precompiled":
+            return list(base64.b64decode(part["precompiled_charsmap"]))
+    return []
+
+
+def _squeezes(normalizer: dict[str, Any] | None) -> bool:
+    return any(part["type"] == "Replace" and part["pattern"] == {"Regex": " {2,}"} for part in _parts(normalizer))
+
+
+def _templates(tokenizer: Any) -> Metadata:
+    """The chat template; where there are several, the default one and the others by name."""
+    found = tokenizer.chat_template
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {"tokenizer.chat_template": found}
+    others = {f"tokenizer.chat_template.{name}": text for name, text in found.items() if name != "default"}
+    names = {"tokenizer.chat_templates": [name for name in found if name != "default"]} if others else {}
+    default = {"tokenizer.chat_template": found["default"]} if "default" in found else {}
+    return {**default, **names, **others}
