@@ -13,8 +13,27 @@ from pathlib import Path
 Check = tuple[str, str, str, str]
 """level (good, note, fault), what, found, remedy."""
 
-REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf", "pydantic")
-OPTIONAL = {"tensorboard": "pip install 'luthier[tensorboard]'", "triton": "comes with torch on Linux with a GPU"}
+REQUIRED = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "pydantic",
+    "fastapi",
+    "llguidance",
+)
+OPTIONAL = {
+    "cyllama": "pip install 'luthier[gguf]' for K-quants and for running GGUF files after an export",
+    "lm_eval": "pip install 'luthier[harness]' for the tasks of lm-evaluation-harness",
+    "sacrebleu": "pip install 'luthier[evaluate]' for BLEU, ROUGE and chrF",
+    "tensorboard": "pip install 'luthier[tensorboard]'",
+    "triton": "comes with torch on Linux with a GPU",
+    "xllamacpp": "pip install 'luthier[gguf]' for running GGUF files after an export",
+}
 SPARE_DISK_BYTES = 2_000_000_000
 
 
