@@ -194,14 +194,23 @@ def _qwen3_moe_unlike(facts: Any) -> str | None:
     return _all_routed(facts) or (None if facts.norm_topk_prob else "norm_topk_prob is false")
 
 
-def _deepseek_v2_unlike(facts: Any) -> str | None:
-    if facts.topk_method != "greedy":
-        return f"its experts are chosen by {facts.topk_method}"
+def _whole_query(facts: Any) -> str | None:
+    """llama.cpp knows from the number of layers alone whether queries have a latent form."""
+    if facts.q_lora_rank is None and facts.num_hidden_layers not in (26, 27):
+        return f"it has no q_lora_rank and {facts.num_hidden_layers} layers; llama.cpp takes that with 26 or 27 only"
+    if facts.q_lora_rank is not None and facts.num_hidden_layers in (26, 27):
+        return f"it has a q_lora_rank; llama.cpp takes none with {facts.num_hidden_layers} layers"
     return None
 
 
+def _deepseek_v2_unlike(facts: Any) -> str | None:
+    if facts.topk_method != "greedy":
+        return f"its experts are chosen by {facts.topk_method}"
+    return _whole_query(facts)
+
+
 def _deepseek_v3_unlike(facts: Any) -> str | None:
-    return None if facts.rope_interleave else "rope_interleave is false"
+    return _whole_query(facts) if facts.rope_interleave else "rope_interleave is false"
 
 
 _LLAMA = Architecture("llama", rules.PAIRS, scalings=FACTORS)

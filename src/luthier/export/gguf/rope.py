@@ -36,8 +36,10 @@ def rope_obstacle(facts: Any, scalings: tuple[str, ...]) -> str | None:
     if kind == "yarn":
         if not rope.get("truncate", True):
             return "yarn without truncation (truncate: false) is not computed there"
-        if rope.get("mscale", 1.0) != rope.get("mscale_all_dim", rope.get("mscale", 1.0)):
-            return "yarn with mscale other than mscale_all_dim is not computed there"
+        latent = getattr(facts, "kv_lora_rank", None) is not None
+        both = rope.get("mscale"), rope.get("mscale_all_dim")
+        if both[0] != both[1] or (latent and not all(both)) or (latent and rope.get("attention_factor") is not None):
+            return f"yarn with mscale {both[0]} and mscale_all_dim {both[1]} is not computed there"
     return None
 
 
@@ -81,11 +83,10 @@ def _yarn(rope: dict[str, Any], facts: Any) -> Metadata:
         "scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
         "scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1),
     }
-    if rope.get("mscale_all_dim"):
-        said["scaling.yarn_log_multiplier"] = 0.1 * float(rope["mscale_all_dim"])
-    elif rope.get("attention_factor") is not None:
-        said["scaling.attn_factor"] = float(rope["attention_factor"]) / (0.1 * math.log(factor) + 1)
-    return said
+    if getattr(facts, "kv_lora_rank", None) is not None:
+        return {**said, "scaling.yarn_log_multiplier": 0.1 * float(rope["mscale_all_dim"])}
+    # llama.cpp multiplies by a factor of its own, which transformers' may differ from.
+    return {**said, "scaling.attn_factor": _computed("yarn", facts)[1] / (0.1 * math.log(factor) + 1)}
 
 
 def _longrope(rope: dict[str, Any], facts: Any) -> Metadata:

@@ -106,7 +106,7 @@ _GEMMA_NORMS = {
 }
 GEMMA: Rules = {
     **_OUTSIDE,
-    r"norm\.weight": {"output_norm.weight": plus_one},
+    r"norm\.(weight|bias)": {"output_norm.{0}": plus_one},
     **_layer(
         {**_ATTENTION, **_GATED, **_GEMMA_NORMS},
         **dict.fromkeys([*_GEMMA_NORMS.values(), "attn_q_norm", "attn_k_norm"], plus_one),
