@@ -24,6 +24,7 @@ class LlamaCpp:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed, text=True,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             )  # fmt: skip
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps({"kind": kind, "file": str(file), **what}) + "\n")
@@ -67,12 +68,14 @@ def _answer(file: str, ids: list[int], count: int, adapter: str | None = None, c
 
 
 def _tokenize(file: str, texts: list[str], special: bool = False) -> list[list[int]]:
-    vocab = _model(file, vocab_only=True).get_vocab()
+    model = _model(file)
+    vocab = model.get_vocab()
     return [list(vocab.tokenize(text, add_special=special, parse_special=True)) for text in texts]
 
 
 def _facts(file: str) -> dict[str, Any]:
-    vocab = _model(file, vocab_only=True).get_vocab()
+    model = _model(file)
+    vocab = model.get_vocab()
     return {
         "bos": vocab.token_bos(),
         "eos": vocab.token_eos(),
@@ -84,11 +87,12 @@ def _facts(file: str) -> dict[str, Any]:
     }
 
 
-def _model(file: str, *, vocab_only: bool = False) -> Any:
+def _model(file: str) -> Any:
     import cyllama.llama.llama_cpp as lc
 
+    lc.disable_logging()
     settings = lc.LlamaModelParams()
-    settings.vocab_only, settings.n_gpu_layers = vocab_only, 0
+    settings.n_gpu_layers = 0
     return lc.LlamaModel(file, settings)
 
 

@@ -31,7 +31,9 @@ def compare(llama_cpp, model, file: Path, tolerance: float, **more) -> np.ndarra
     assert found.shape == wanted.shape == (STEPS, model.config.vocab_size)
     assert np.abs(found - wanted).max() < tolerance
     # Ends of an answer are not written, so that there are as many steps as were asked for.
-    assert np.delete(wanted, ENDS, axis=1).argmax(-1).tolist() == [id_ - sum(end < id_ for end in ENDS) for id_ in said["tokens"]]
+    assert np.delete(wanted, ENDS, axis=1).argmax(-1).tolist() == [
+        id_ - sum(end < id_ for end in ENDS) for id_ in said["tokens"]
+    ]
     return wanted
 
 

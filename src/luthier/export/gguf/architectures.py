@@ -1,4 +1,4 @@
-"""Architectures with a mapping to GGUF: their name in llama.cpp, tensors, settings, and forms that it cannot compute."""
+"""Architectures with a mapping to GGUF: name in llama.cpp, tensors, settings, and forms that it cannot compute."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Architecture:
     windows: bool = False
     """Whether llama.cpp computes its sliding window; else the context that the file names ends with the window."""
     epsilon: str = "attention.layer_norm_rms_epsilon"
+    adapters: bool = True
+    """Whether llama.cpp puts adapters on all of its linear layers."""
 
 
 # ---- settings
@@ -232,8 +234,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": Architecture("granite", rules.PAIRS, _granite, scalings=FACTORS),
     "granitemoe": Architecture("granitemoe", rules.GRANITE_MOE, _granite_moe, scalings=FACTORS),
     "starcoder2": Architecture("starcoder2", rules.STARCODER2, epsilon="attention.layer_norm_epsilon"),
-    "deepseek_v2": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v2_unlike),
-    "deepseek_v3": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v3_unlike),
+    "deepseek_v2": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v2_unlike, adapters=False),
+    "deepseek_v3": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v3_unlike, adapters=False),
 }
 """By transformers' `model_type`."""
 

@@ -26,6 +26,10 @@ class Form:
     """Its number in llama.cpp's files (llama_ftype)."""
     bits: str
     """Bits a weight, in words."""
+    block: int = 1
+    """Numbers that share a scale: rows are divided into as many."""
+    needs_matrix: bool = False
+    """Whether it cannot be made without an importance matrix."""
 
 
 def _table(*forms: Form) -> dict[str, Form]:
@@ -36,33 +40,33 @@ FORMS: dict[str, Form] = _table(
     Form("f32", "here", 0, "32; every digit"),
     Form("f16", "here", 1, "16; large numbers overflow"),
     Form("bf16", "here", 32, "16; the range of f32"),
-    Form("q8_0", "here", 7, "8.5"),
-    Form("q5_0", "here", 8, "5.5"),
-    Form("q4_0", "here", 2, "4.5"),
-    Form("q6_k", "llama.cpp", 18, "about 6.6"),
-    Form("q5_k_m", "llama.cpp", 17, "about 5.7"),
-    Form("q5_k_s", "llama.cpp", 16, "about 5.5"),
-    Form("q4_k_m", "llama.cpp", 15, "about 4.9"),
-    Form("q4_k_s", "llama.cpp", 14, "about 4.6"),
-    Form("q3_k_l", "llama.cpp", 13, "about 4.3"),
-    Form("q3_k_m", "llama.cpp", 12, "about 3.9"),
-    Form("q3_k_s", "llama.cpp", 11, "about 3.5"),
-    Form("q2_k", "llama.cpp", 10, "about 3.0"),
-    Form("q2_k_s", "llama.cpp", 21, "about 2.7; wants an importance matrix"),
-    Form("q5_1", "llama.cpp", 9, "6"),
-    Form("q4_1", "llama.cpp", 3, "5"),
-    Form("iq4_nl", "llama.cpp", 25, "about 4.5"),
-    Form("iq4_xs", "llama.cpp", 30, "about 4.3"),
-    Form("iq3_m", "llama.cpp", 27, "about 3.7"),
-    Form("iq3_s", "llama.cpp", 26, "about 3.4"),
-    Form("iq3_xs", "llama.cpp", 22, "about 3.3"),
-    Form("iq3_xxs", "llama.cpp", 23, "about 3.1; wants an importance matrix"),
-    Form("iq2_m", "llama.cpp", 29, "about 2.7; wants an importance matrix"),
-    Form("iq2_s", "llama.cpp", 28, "about 2.5; wants an importance matrix"),
-    Form("iq2_xs", "llama.cpp", 20, "about 2.3; needs an importance matrix"),
-    Form("iq2_xxs", "llama.cpp", 19, "about 2.1; needs an importance matrix"),
-    Form("iq1_m", "llama.cpp", 31, "about 1.8; needs an importance matrix"),
-    Form("iq1_s", "llama.cpp", 24, "about 1.6; needs an importance matrix"),
+    Form("q8_0", "here", 7, "8.5", 32),
+    Form("q5_0", "here", 8, "5.5", 32),
+    Form("q4_0", "here", 2, "4.5", 32),
+    Form("q6_k", "llama.cpp", 18, "about 6.6", 256),
+    Form("q5_k_m", "llama.cpp", 17, "about 5.7", 256),
+    Form("q5_k_s", "llama.cpp", 16, "about 5.5", 256),
+    Form("q4_k_m", "llama.cpp", 15, "about 4.9", 256),
+    Form("q4_k_s", "llama.cpp", 14, "about 4.6", 256),
+    Form("q3_k_l", "llama.cpp", 13, "about 4.3", 256),
+    Form("q3_k_m", "llama.cpp", 12, "about 3.9", 256),
+    Form("q3_k_s", "llama.cpp", 11, "about 3.5", 256),
+    Form("q2_k", "llama.cpp", 10, "about 3.0", 256),
+    Form("q2_k_s", "llama.cpp", 21, "about 2.7", 256, needs_matrix=True),
+    Form("q5_1", "llama.cpp", 9, "6", 32),
+    Form("q4_1", "llama.cpp", 3, "5", 32),
+    Form("iq4_nl", "llama.cpp", 25, "about 4.5", 32),
+    Form("iq4_xs", "llama.cpp", 30, "about 4.3", 256),
+    Form("iq3_m", "llama.cpp", 27, "about 3.7", 256),
+    Form("iq3_s", "llama.cpp", 26, "about 3.4", 256),
+    Form("iq3_xs", "llama.cpp", 22, "about 3.3", 256, needs_matrix=True),
+    Form("iq3_xxs", "llama.cpp", 23, "about 3.1", 256, needs_matrix=True),
+    Form("iq2_m", "llama.cpp", 29, "about 2.7", 256, needs_matrix=True),
+    Form("iq2_s", "llama.cpp", 28, "about 2.5", 256, needs_matrix=True),
+    Form("iq2_xs", "llama.cpp", 20, "about 2.3", 256, needs_matrix=True),
+    Form("iq2_xxs", "llama.cpp", 19, "about 2.1", 256, needs_matrix=True),
+    Form("iq1_m", "llama.cpp", 31, "about 1.8", 256, needs_matrix=True),
+    Form("iq1_s", "llama.cpp", 24, "about 1.6", 256, needs_matrix=True),
 )
 """Every form by name."""
 
@@ -87,12 +91,10 @@ def stored_form(name: str, shape: tuple[int, ...], form: str) -> str:
     """
     if len(shape) < 2 or name.endswith(_KEPT):
         return "f32"
-    return "f16" if form in _BLOCKED and shape[-1] % _BLOCK else form
+    return "f16" if shape[-1] % FORMS[form].block else form
 
 
 _KEPT = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
-_BLOCKED = ("q8_0", "q5_0", "q4_0")
-_BLOCK = 32
 
 
 def encode(x: Tensor, form: str) -> np.ndarray:

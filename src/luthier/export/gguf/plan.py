@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from luthier.core.errors import ModelError
 from luthier.export.gguf.architectures import ARCHITECTURES, obstacle
 from luthier.export.gguf.cuts import Cut
 from luthier.export.gguf.rope import factor_tensors
-from luthier.export.gguf.rules import Rules
-from luthier.export.source import Source, Weight
+
+if TYPE_CHECKING:
+    from luthier.export.gguf.rules import Rules
+    from luthier.export.source import Source, Weight
 
 _PREFIX = r"^(model\.)?(language_model\.)?(model\.)?"
 
@@ -96,7 +98,11 @@ def _planned(source: Source, name: str, pieces: list[_Piece]) -> Planned:
     part = tuple(pieces[0].cut(torch.empty(first.shape, device="meta"), source.facts).shape)
     shape = part if pieces[0].place < 0 else (len(pieces), *part)
     parts = [(source.weights[piece.source], piece.cut) for piece in pieces]
-    read = partial(_read_one, *parts[0], source.facts) if pieces[0].place < 0 else partial(_read_stack, parts, shape, source.facts)
+    read = (
+        partial(_read_one, *parts[0], source.facts)
+        if pieces[0].place < 0
+        else partial(_read_stack, parts, shape, source.facts)
+    )
     return Planned(name, shape, read, tuple(piece.source for piece in pieces))
 
 
@@ -124,7 +130,9 @@ def _check_complete(source: Source, found: dict[str, list[_Piece]]) -> None:
         for target, pieces in _targets(shell, source.facts).items()
     }
     for name in sorted(wanted.keys() - found.keys()):
-        raise ModelError(f"the weights have nothing for {name}; the model is damaged, get it again", code="model_damaged")
+        raise ModelError(
+            f"the weights have nothing for {name}; the model is damaged, get it again", code="model_damaged"
+        )
     for name, pieces in found.items():
         have = _planned(source, name, pieces).shape
         if name not in wanted or have != tuple(wanted[name]):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from luthier.export.gguf.cuts import head_size_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Metadata = dict[str, Any]
 

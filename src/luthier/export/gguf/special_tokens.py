@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import say_once
-from luthier.export.gguf.rope import Metadata
+
+if TYPE_CHECKING:
+    from luthier.export.gguf.rope import Metadata
 
 _MARK = "⟨answer⟩"
 _NAMED_ENDS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"}
-    | {"<|eom_id|>", "<EOT>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>"}
+    | {"<|eom_id|>", "<EOT>", "<|end_of_text|>", "<\uff5cend▁of▁sentence\uff5c>", "<eos>"}
 )
 """Tokens that llama.cpp ends an answer with because of what they are called."""
 
 
-def special_tokens(tokenizer: Any, rows: int, *, generation: Any = None) -> Metadata:
+def special_tokens(tokenizer: Any, rows: int, *, generation: Any = None, facts: Any = None) -> Metadata:
     """Return ids and flags of special tokens. A token behind the last row does not exist."""
     end = tokenizer.eos_token_id
+    # Without a first token llama.cpp takes one of its own, a comma for most.
+    begin = getattr(facts, "bos_token_id", None) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     stops = stop_ids(tokenizer, generation)
     turn = end_of_turn(tokenizer)
     others = [id_ for id_ in stops if id_ not in (end, turn)]
@@ -27,7 +31,7 @@ def special_tokens(tokenizer: Any, rows: int, *, generation: Any = None) -> Meta
     if message is None and others:
         message = others[0]
     ids = {
-        "bos_token_id": tokenizer.bos_token_id,
+        "bos_token_id": begin,
         "eos_token_id": end,
         "eot_token_id": turn,
         "eom_token_id": message,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import say_once
 from luthier.export.gguf.pre_tokenizers import pre_tokenizer
-from luthier.export.gguf.rope import Metadata
 from luthier.export.gguf.special_tokens import special_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from luthier.export.gguf.rope import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens in llama.cpp."""
+_BLANK = "▁"
 _NEVER = -1e9
 """Score of a token that no merge makes."""
 
 
-def vocabulary(tokenizer: Any, rows: int, *, generation: Any = None) -> Metadata:
+def vocabulary(tokenizer: Any, rows: int, *, generation: Any = None, facts: Any = None) -> Metadata:
     """Return every key below `tokenizer.` for an embedding of `rows` rows.
 
     Raises ModelError where llama.cpp has no tokenizer that gives the same ids.
@@ -34,7 +38,7 @@ def vocabulary(tokenizer: Any, rows: int, *, generation: Any = None) -> Metadata
         **_KINDS[kind](backend, tokens, tokenizer),
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        **special_tokens(tokenizer, rows, generation=generation),
+        **special_tokens(tokenizer, rows, generation=generation, facts=facts),
         **_templates(tokenizer),
     }
 
@@ -108,7 +112,7 @@ def _sentence_piece(backend: dict[str, Any], tokens: list[str], tokenizer: Any) 
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": [float(-ranks[token]) if token in ranks else _NEVER for token in tokens],
-        "tokenizer.ggml.add_space_prefix": adds_space(backend),
+        "tokenizer.ggml.add_space_prefix": adds_space(tokenizer),
         "tokenizer.ggml.remove_extra_whitespaces": False,
     }
 
@@ -120,7 +124,7 @@ def _unigram(backend: dict[str, Any], tokens: list[str], tokenizer: Any) -> Meta
         "tokenizer.ggml.model": "t5",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": [float(scores.get(token, 0.0)) for token in tokens],
-        "tokenizer.ggml.add_space_prefix": adds_space(backend),
+        "tokenizer.ggml.add_space_prefix": adds_space(tokenizer),
         "tokenizer.ggml.remove_extra_whitespaces": _squeezes(backend["normalizer"]),
         **({"tokenizer.ggml.precompiled_charsmap": charsmap} if charsmap else {}),
     }
@@ -134,18 +138,27 @@ _KINDS: dict[str, Callable[[dict[str, Any], list[str], Any], Metadata]] = {
 
 
 def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the links of a chain of normalizers or pre-tokenizers."""
-    if node is None:
-        return []
-    inner = node.get("normalizers", node.get("pretokenizers"))
-    return [node] if inner is None else [part for link in inner for part in _parts(link)]
+    """Return the links of a chain of normalizers."""
+    return [] if node is None else node.get("normalizers", [node])
 
 
-def adds_space(backend: dict[str, Any]) -> bool:
-    """Return whether text gets a blank in front of it."""
-    prepends = any(part["type"] == "Prepend" for part in _parts(backend["normalizer"]))
-    pieces = [part for part in _parts(backend["pre_tokenizer"]) if part["type"] == "Metaspace"]
-    return prepends or any(part.get("prepend_scheme", "always") != "never" for part in pieces)
+def adds_space(tokenizer: Any) -> bool:
+    """Return whether text gets a blank in front of it, as the tokenizer does it.
+
+    llama.cpp puts it in front of all text and behind special tokens, or nowhere. A tokenizer that does it at the very
+    beginning only is followed where it is used: with a template that is in chats, which begin with a special token.
+    """
+    first, mark = tokenizer.tokenize("x")[0], tokenizer.eos_token or tokenizer.bos_token
+    begins = first.startswith(_BLANK)
+    if not mark:
+        return begins
+    behind = tokenizer.tokenize(f"{mark}x")[1].startswith(_BLANK)
+    if begins != behind:
+        say_once(
+            "the tokenizer puts a blank in front of a text but not behind special tokens, which llama.cpp cannot: the "
+            f"GGUF file is right {'in chats' if tokenizer.chat_template else 'at the beginning of a text'}"
+        )
+    return behind if tokenizer.chat_template else begins
 
 
 def _charsmap(normalizer: dict[str, Any] | None) -> list[int]:

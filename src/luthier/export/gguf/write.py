@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ConfigError, RunError
@@ -15,6 +14,8 @@ from luthier.export.gguf.plan import Planned, planned
 from luthier.export.gguf.vocabulary import vocabulary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gguf import GGUFWriter
 
     from luthier.export.gguf.rope import Metadata
@@ -45,7 +46,7 @@ def metadata(source: Source, form: str, tensors: list[Planned]) -> Metadata:
         "general.file_type": form_of(form).file_type,
         "general.quantization_version": 2,
         **model_metadata(source.facts),
-        **vocabulary(source.tokenizer, rows, generation=source.generation),
+        **vocabulary(source.tokenizer, rows, generation=source.generation, facts=source.facts),
     }
 
 
