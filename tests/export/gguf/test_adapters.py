@@ -17,14 +17,24 @@ from luthier.export.source import folder_source
 ROUND = {family: ROUNDED.get(family, 2e-4) for family in ("llama, tied, with biases", "mixtral", "smollm3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3", "glm4", "olmo2", "granite", "granitemoe", "starcoder2", "internlm3")}  # fmt: skip
 
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
 def adapted(name: str, folder: Path, **settings) -> tuple[object, Path, Path]:
     """A model under a random LoRA, its base's folder and the adapter's."""
     from peft import LoraConfig, get_peft_model
 
     model = make_model(make_config(name))
     base = save(model, folder / "base")
-    linear = "all-linear" if "target_modules" not in settings else settings.pop("target_modules")
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=linear, init_lora_weights=False, task_type="CAUSAL_LM", **settings))
+    linear = settings.pop("target_modules", None) or (
+        "all-linear" if not model.config.model_type.endswith("moe") and name != "mixtral" else ATTENTION
+    )
+    tuned = get_peft_model(
+        model,
+        LoraConfig(
+            r=4, lora_alpha=6, target_modules=linear, init_lora_weights=False, task_type="CAUSAL_LM", **settings
+        ),
+    )
     for part, weight in tuned.named_parameters():
         if "lora_" in part:
             torch.nn.init.normal_(weight, std=0.2)
@@ -53,7 +63,7 @@ def test_base_and_adapter(name, tolerance, llama_cpp, tmp_path) -> None:
         {"use_rslora": True},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 3, "layers.1.mlp.up_proj": 11}},
         {"use_rslora": True, "rank_pattern": {"q_proj": 8, "down_proj": 1}, "alpha_pattern": {"v_proj": 1}},
-        {"layers_to_transform": [1]},
+        {"layers_to_transform": [1], "target_modules": [*ATTENTION, "down_proj"]},
     ],
 )
 def test_scales_of_modules(settings, llama_cpp, tmp_path) -> None:
@@ -100,7 +110,7 @@ def test_another_base_is_refused(tmp_path) -> None:
 
 def test_embeddings_and_latent_attention_are_refused(tmp_path) -> None:
     _, base, adapter = adapted("llama", tmp_path, target_modules=["embed_tokens"])
-    with pytest.raises(ModelError, match=r"lora_embedding_. is neither an A nor a B of a linear layer"):
+    with pytest.raises(ModelError, match="it changes the embeddings"):
         write_adapter_gguf(adapter, folder_source(base), tmp_path / "adapter.gguf")
     latent = save(make_model(make_config("deepseek_v2")), tmp_path / "latent")
     with pytest.raises(ModelError, match="llama.cpp leaves adapters out of the attention of deepseek_v2"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_MERGE = "Merge it first (export_format: gguf)"
 _ROWS: tuple[Cut, ...] = (whole, query_in_pairs, key_in_pairs)
 """What only orders rows: B is ordered alike, A stays."""
 _UNLIKE: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -83,11 +84,11 @@ def adapter_obstacle(settings: dict[str, Any], facts: Any) -> str | None:
     """Return why an adapter with these settings of peft has no GGUF form on such a base, or None."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"it is of kind {kind}; GGUF adapters are LoRA. Merge it first (export_format: gguf)"
+        return f"it is of kind {kind}; GGUF adapters are LoRA. {_MERGE}"
     found = next((said for key, (unlike, said) in _UNLIKE.items() if unlike(settings.get(key))), None)
     if found is None and not ARCHITECTURES[facts.model_type].adapters:
         found = f"llama.cpp leaves adapters out of the attention of {facts.model_type}"
-    return found and f"{found}. Merge it first (export_format: gguf)"
+    return found and f"{found}. {_MERGE}"
 
 
 def _pairs(weights: dict[str, Weight], folder: Path) -> dict[str, tuple[Weight, Weight]]:
@@ -95,6 +96,8 @@ def _pairs(weights: dict[str, Weight], folder: Path) -> dict[str, tuple[Weight, 
     halves: dict[str, dict[str, Weight]] = {}
     for name, weight in weights.items():
         match = _NAME.fullmatch(name)
+        if "embed_tokens" in name:
+            raise ModelError(f"the adapter {folder} has no GGUF form: it changes the embeddings. {_MERGE}")
         if match is None:
             raise ModelError(f"the adapter {folder} has no GGUF form: {name} is neither an A nor a B of a linear layer")
         halves.setdefault(match["module"], {})[match["half"]] = weight
@@ -121,11 +124,8 @@ def _halves(source: Source, module: str, a: Weight, b: Weight, more: float) -> l
         raise ModelError(f"the adapter changes {module}, which the base {source.name} has not", code="model_unlike")
     targets = targets_of([name], source.facts)
     (target, [(_, cut)]) = next(iter(targets.items()))
-    if len(targets) > 1 or cut not in _ROWS or module.endswith("embed_tokens"):
-        raise ModelError(
-            f"the adapter has no GGUF form: {module} stands there in another shape. "
-            "Merge it first (export_format: gguf)"
-        )
+    if len(targets) > 1 or cut not in _ROWS:
+        raise ModelError(f"the adapter has no GGUF form: {module} stands there in another shape. {_MERGE}")
     if (b.shape[0], a.shape[1]) != base.shape:
         raise ModelError(
             f"the adapter makes {module} of shape {(b.shape[0], a.shape[1])}; in the base {source.name} "
