@@ -181,7 +181,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     with pytest.raises(ModelError, match="the weights have nothing for blk.1.attn_k.weight; the model is damaged"):
         written({key: value for key, value in whole.weights.items() if key != name})
-    with pytest.raises(ModelError, match=r"blk.1.attn_k.weight would have shape \(8, 32\), the configuration says \(16, 32\)"):
+    with pytest.raises(
+        ModelError, match=r"blk.1.attn_k.weight would have shape \(8, 32\), the configuration says \(16, 32\)"
+    ):
         written({**whole.weights, name: Weight((8, 32), torch.float32, lambda: torch.zeros(8, 32))})
     with pytest.raises(ModelError, match="model.extra.weight of llama has no place in a GGUF file"):
         written({**whole.weights, "model.extra.weight": whole.weights[name]})
@@ -189,7 +191,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
 
 
 def test_unknown_forms_are_refused(wide, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown form of a GGUF file 'q4_km'; did you mean 'q4_k_m'\? It may be one of: f32, .*iq1_s"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown form of a GGUF file 'q4_km'; did you mean 'q4_k_m'\? It may be one of: f32, .*iq1_s",
+    ):
         form_of("q4_km")
     assert form_of("Q4_K_M").name == "q4_k_m"
     with pytest.raises(ConfigError, match="q4_k_m is made of an f16 or bf16 file by quantize_file"):

@@ -32,7 +32,9 @@ def test_forms_are_made(form, half, tmp_path, llama_cpp) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
     assert gguf.GGUFReader(made.path).fields["general.file_type"].contents() == FORMS[form].file_type
     exact, found = numbers(half), numbers(made.path)
-    off = np.sqrt(sum(((found[n] - x) ** 2).sum() for n, x in exact.items()) / sum((x**2).sum() for x in exact.values()))
+    off = np.sqrt(
+        sum(((found[n] - x) ** 2).sum() for n, x in exact.items()) / sum((x**2).sum() for x in exact.values())
+    )
     assert 0 < off < RELATIVE.get(form, 0.3)
     llama_cpp.ask("answer", made.path, ids=[1, 2, 3], count=1)
 
@@ -63,7 +65,9 @@ def test_what_cannot_be_made_is_refused(half, tmp_path, monkeypatch) -> None:
     with pytest.raises(DependencyError, match="an importance matrix is read by llama.cpp's llama-quantize"):
         quantize_file(half, out, "iq2_xxs", imatrix=half)
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match=r"pip install 'luthier\[gguf\]' \(cyllama\), or put llama.cpp's llama-quantize"):
+    with pytest.raises(
+        DependencyError, match=r"pip install 'luthier\[gguf\]' \(cyllama\), or put llama.cpp's llama-quantize"
+    ):
         quantize_file(half, out, "q4_k_m")
     assert not out.exists()
 

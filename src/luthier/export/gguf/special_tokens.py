@@ -20,16 +20,9 @@ _NAMED_ENDS = frozenset(
 def special_tokens(tokenizer: Any, rows: int, *, generation: Any = None, facts: Any = None) -> Metadata:
     """Return ids and flags of special tokens. A token behind the last row does not exist."""
     end = tokenizer.eos_token_id
+    turn, message = _places(tokenizer, generation)
     # Without a first token llama.cpp takes one of its own, a comma for most.
     begin = getattr(facts, "bos_token_id", None) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    stops = stop_ids(tokenizer, generation)
-    turn = end_of_turn(tokenizer)
-    others = [id_ for id_ in stops if id_ not in (end, turn)]
-    message = tokenizer.convert_tokens_to_ids("<|eom_id|>") if "<|eom_id|>" in tokenizer.get_vocab() else None
-    if turn is None:
-        turn = others.pop(0) if others and message not in others[:1] else end
-    if message is None and others:
-        message = others[0]
     ids = {
         "bos_token_id": begin,
         "eos_token_id": end,
@@ -38,13 +31,31 @@ def special_tokens(tokenizer: Any, rows: int, *, generation: Any = None, facts: 
         "padding_token_id": tokenizer.pad_token_id,
         "unknown_token_id": tokenizer.unk_token_id,
     }
-    _say_lost([id_ for id_ in others if id_ != message], tokenizer)
     begins, ends = frame(tokenizer)
     return {
         **{f"tokenizer.ggml.{key}": id_ for key, id_ in ids.items() if id_ is not None and id_ < rows},
         "tokenizer.ggml.add_bos_token": begins,
         "tokenizer.ggml.add_eos_token": ends,
     }
+
+
+def _places(tokenizer: Any, generation: Any) -> tuple[int | None, int | None]:
+    """Return the ends of a turn and of a message: with the end of a text all places that a file has for stops."""
+    end, turn = tokenizer.eos_token_id, end_of_turn(tokenizer)
+    names = tokenizer.get_vocab()
+    known = {names[name] for name in _NAMED_ENDS & names.keys()}
+    left = [id_ for id_ in stop_ids(tokenizer, generation) if id_ not in (end, turn)]
+    # Those that llama.cpp knows by their names need no place.
+    left.sort(key=lambda id_: id_ in known)
+    message = names.get("<|eom_id|>")
+    if message is None and left:
+        message = left.pop(0)
+    if turn is None or (turn == end and left and left[0] not in known):
+        turn = left.pop(0) if left else end
+    lost = tokenizer.convert_ids_to_tokens([id_ for id_ in left if id_ not in known])
+    if lost:
+        say_once(f"a GGUF file has no place for more than three ends of an answer; left out: {', '.join(lost)}")
+    return turn, message
 
 
 def stop_ids(tokenizer: Any, generation: Any) -> list[int]:
@@ -73,9 +84,3 @@ def frame(tokenizer: Any) -> tuple[bool, bool]:
     ids, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     begins = len(ids) > len(bare) and ids[0] == tokenizer.bos_token_id
     return begins, len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id
-
-
-def _say_lost(ids: list[int], tokenizer: Any) -> None:
-    lost = [token for token in tokenizer.convert_ids_to_tokens(ids) if token not in _NAMED_ENDS]
-    if lost:
-        say_once(f"a GGUF file has no place for more than three ends of an answer; left out: {', '.join(lost)}")
