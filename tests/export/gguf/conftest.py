@@ -15,7 +15,7 @@ def llama_cpp():
     """Asks llama.cpp."""
     pytest.importorskip("xllamacpp")
     pytest.importorskip("cyllama")
-    from llama_cpp import LlamaCpp
+    from gguf_llama import LlamaCpp
 
     asked = LlamaCpp()
     yield asked

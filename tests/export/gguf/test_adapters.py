@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import make_config, make_model, save
-from test_architectures import ROUNDED, compare
+from gguf_models import ROUNDED, compare, make_config, make_model, save
 
 from luthier.core.errors import ModelError
 from luthier.export.gguf import write_adapter_gguf, write_gguf

@@ -12,27 +12,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from models import FORMS_OF_MODELS, make_config, make_model, save, word_tokenizer
+from gguf_models import FORMS_OF_MODELS, make_config, make_model, numbers, save, source_of, word_tokenizer
 
 from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.export.gguf import FORMS, form_of, obstacle, planned, write_gguf
 from luthier.export.source import Source, Weight, folder_source
 
 
-def source_of(model, tokenizer=None, **more) -> Source:
-    weights = {
-        name: Weight(tuple(weight.shape), weight.dtype, lambda weight=weight: weight.detach())
-        for name, weight in model.state_dict().items()
-    }
-    return Source("tiny", model.config, tokenizer or word_tokenizer(), model.generation_config, {**weights, **more})
-
-
 def said_in(file: Path) -> dict:
     return {key: field.contents() for key, field in gguf.GGUFReader(file).fields.items() if not key.startswith("GGUF.")}
-
-
-def numbers(file: Path) -> dict[str, np.ndarray]:
-    return {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +68,16 @@ def test_forms_round_once(form, step, wide, tmp_path) -> None:
         assert (off <= largest * (step + 2**-11 * (not form.endswith("16"))) + 1e-7).all()
         assert off.max() > 0
     assert said_in(file)["general.file_type"] == FORMS[form].file_type
+
+
+def test_vectors_and_routers_stay_whole(tmp_path) -> None:
+    for name in ("llama, tied, with biases", "qwen2_moe"):
+        file = write_gguf(source_of(make_model(make_config(name))), tmp_path / "m.gguf", form="f16")
+        kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+        whole = {
+            key for key in kinds if key.endswith(("bias", "_norm.weight", "ffn_gate_inp.weight", "inp_shexp.weight"))
+        }
+        assert {key for key, kind in kinds.items() if kind == "F32"} == whole
 
 
 def test_rows_that_no_block_divides_are_f16(tmp_path) -> None:
@@ -158,6 +156,11 @@ def test_transformers_reads_it_back(name, tmp_path) -> None:
         ("qwen2", {"head_dim": 16}, "heads do not add up"),
         ("qwen3", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope scaling 'llama3'"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False}}, "truncation"),
+        (
+            "qwen2",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "beta_fast": 16}},
+            "beta_fast 16 and beta",
+        ),
     ],
 )
 def test_what_is_not_exact_is_refused(name, changes, sentence, tmp_path) -> None:
@@ -251,7 +254,7 @@ def test_memory_is_one_tensor(tmp_path) -> None:
 import resource, sys, torch
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 from pathlib import Path
-from models import make_config, word_tokenizer
+from gguf_models import make_config, word_tokenizer
 from luthier.export.gguf import planned, write_gguf
 from luthier.export.source import Source, Weight
 from transformers import AutoModelForCausalLM

@@ -7,8 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from models import make_config, make_model
-from test_files import numbers, source_of
+from gguf_models import make_config, make_model, numbers, source_of
 
 from luthier.core.errors import ConfigError, DependencyError, ModelError, RunError
 from luthier.export.gguf import FORMS, planned, quantize, quantize_file, write_gguf
@@ -58,8 +57,8 @@ def test_what_cannot_be_made_is_refused(half, tmp_path, monkeypatch) -> None:
         quantize_file(half, out, "q8_0")
     with pytest.raises(ConfigError, match="there is no importance matrix at"):
         quantize_file(half, out, "iq2_xxs", imatrix=tmp_path / "none.gguf")
+    (tmp_path / "none.gguf").write_bytes(b"no file")
     with pytest.raises(ModelError, match="cannot be read as a GGUF file"):
-        (tmp_path / "none.gguf").write_bytes(b"no file")
         quantize_file(tmp_path / "none.gguf", out, "q4_k_m")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DependencyError, match="an importance matrix is read by llama.cpp's llama-quantize"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import word_tokenizer
+from gguf_models import word_tokenizer
 
 from luthier.core.errors import ModelError
 from luthier.export.gguf import write_gguf
@@ -160,6 +160,8 @@ def test_blanks_as_letters(kind, scheme, llama_cpp, tmp_path) -> None:
     if kind == "bpe":
         assert differing(llama_cpp, tokenizer, file, ["你好 é", "ab\tc"]) == []
     said = vocabulary(tokenizer, len(tokenizer) + 2)
+    kinds = dict(zip(said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"], strict=True))
+    assert {word for word, type_ in kinds.items() if type_ == 6} == {word for word in kinds if word.startswith("<0x")}
     assert said["tokenizer.ggml.add_space_prefix"] == (scheme != "never")
     assert said["tokenizer.ggml.token_type"][:3] == [2, 3, 3]
     assert said["tokenizer.ggml.token_type"][-3:] == [4, 5, 5]

@@ -35,13 +35,19 @@ def rope_obstacle(facts: Any, scalings: tuple[str, ...]) -> str | None:
     kind = rope["rope_type"]
     if kind not in ("default", "dynamic", *scalings):
         return f"rope scaling {kind!r} is not computed there"
-    if kind == "yarn":
-        if not rope.get("truncate", True):
-            return "yarn without truncation (truncate: false) is not computed there"
-        latent = getattr(facts, "kv_lora_rank", None) is not None
-        both = rope.get("mscale"), rope.get("mscale_all_dim")
-        if both[0] != both[1] or (latent and not all(both)) or (latent and rope.get("attention_factor") is not None):
-            return f"yarn with mscale {both[0]} and mscale_all_dim {both[1]} is not computed there"
+    return _yarn_obstacle(rope, facts) if kind == "yarn" else None
+
+
+def _yarn_obstacle(rope: dict[str, Any], facts: Any) -> str | None:
+    if not rope.get("truncate", True):
+        return "yarn without truncation (truncate: false) is not computed there"
+    betas = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
+    if betas != (32, 1):
+        return f"yarn with beta_fast {betas[0]} and beta_slow {betas[1]} is computed there as with 32 and 1"
+    latent = getattr(facts, "kv_lora_rank", None) is not None
+    both = rope.get("mscale"), rope.get("mscale_all_dim")
+    if both[0] != both[1] or (latent and not all(both)) or (latent and rope.get("attention_factor") is not None):
+        return f"yarn with mscale {both[0]} and mscale_all_dim {both[1]} is not computed there"
     return None
 
 
@@ -82,8 +88,8 @@ def _yarn(rope: dict[str, Any], facts: Any) -> Metadata:
         "scaling.type": "yarn",
         "scaling.factor": factor,
         "scaling.original_context_length": original_context(rope, facts),
-        "scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
-        "scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1),
+        "scaling.yarn_beta_fast": 32.0,
+        "scaling.yarn_beta_slow": 1.0,
     }
     if getattr(facts, "kv_lora_rank", None) is not None:
         return {**said, "scaling.yarn_log_multiplier": 0.1 * float(rope["mscale_all_dim"])}

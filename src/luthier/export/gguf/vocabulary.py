@@ -73,9 +73,11 @@ def _type_of(id_: int, words: dict[int, str], added: dict[int, Any], kind: str, 
         return UNUSED
     if kind != "gpt2" and words[id_] == _unknown(backend):
         return UNKNOWN
+    if kind != "gpt2" and _is_byte(words[id_]):
+        return BYTE
     if id_ in added:
         return CONTROL if added[id_]["special"] else USER_DEFINED
-    return BYTE if kind != "gpt2" and _is_byte(words[id_]) else NORMAL
+    return NORMAL
 
 
 def _unknown(backend: dict[str, Any]) -> str | None:

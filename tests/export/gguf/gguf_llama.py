@@ -20,13 +20,14 @@ class LlamaCpp:
     def ask(self, kind: str, file: Path, **what: Any) -> Any:
         if self.process is None or self.process.poll() is not None:
             # To a file: a pipe that nobody reads fills, and its writer waits.
-            self.printed = tempfile.TemporaryFile("w+")
+            self.printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed, text=True,
                 env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             )  # fmt: skip
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"kind": kind, "file": str(file), **what}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+import torch
 from helpers import CHATML, TINY_CONFIGS
+
+from luthier.export.source import Source, Weight
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 _LATENT_YARN = {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
@@ -42,7 +47,10 @@ FORMS_OF_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm3": ("internlm3", {}),
     "smollm3": ("smollm3", _FOUR),
     "qwen2": ("qwen2", {}),
-    "qwen2, yarn": ("qwen2", {"rope_parameters": {**_YARN, "beta_fast": 3.0, "beta_slow": 0.5}}),
+    "qwen2, yarn": (
+        "qwen2",
+        {"rope_parameters": {**_YARN, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}},
+    ),
     "qwen2_moe": ("qwen2_moe", {}),
     "qwen3": ("qwen3", {}),
     "qwen3, wide heads, yarn": ("qwen3", {"head_dim": 16, "rope_parameters": _YARN}),
@@ -70,6 +78,13 @@ FORMS_OF_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """What llama.cpp is asked to compute: name -> (tiny configuration, what is changed in it)."""
 
 
+PROMPT = [(i * 37) % 256 for i in range(24)]
+STEPS = 6
+ENDS = [256, 258]
+ROUNDED = {"gemma2": 5e-3, "gemma3": 5e-3, "gemma3, linear": 5e-3, "starcoder2": 5e-3}
+"""llama.cpp looks up GELU in a table of 16-bit numbers; all else is float32 on both sides."""
+
+
 def make_config(name: str) -> Any:
     family, changes = FORMS_OF_MODELS.get(name, (name, {}))
     config = TINY_CONFIGS[family]()
@@ -80,7 +95,6 @@ def make_config(name: str) -> Any:
 
 def make_model(config: Any) -> Any:
     """Random weights at which every part counts: attention is peaked, norms are not one, biases not zero."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -115,3 +129,31 @@ def save(model: Any, folder: Path, tokenizer: Callable[[], Any] = word_tokenizer
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def source_of(model, tokenizer=None, **more) -> Source:
+    weights = {
+        name: Weight(tuple(weight.shape), weight.dtype, lambda weight=weight: weight.detach())
+        for name, weight in model.state_dict().items()
+    }
+    return Source("tiny", model.config, tokenizer or word_tokenizer(), model.generation_config, {**weights, **more})
+
+
+def numbers(file: Path) -> dict[str, np.ndarray]:
+    return {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
+
+
+def compare(llama_cpp, model, file: Path, tolerance: float, **more) -> np.ndarray:
+    """Both write the same tokens, and see the same log-probability for every token of the vocabulary."""
+    said = llama_cpp.ask("answer", file, ids=PROMPT, count=STEPS, **more)
+    seen = torch.tensor([PROMPT + said["tokens"][:-1]])
+    with torch.no_grad():
+        wanted = model(seen).logits[0].log_softmax(-1)[len(PROMPT) - 1 :].numpy()
+    found = np.array(said["logprobs"])
+    assert found.shape == wanted.shape == (STEPS, model.config.vocab_size)
+    assert np.abs(found - wanted).max() < tolerance
+    # Ends of an answer are not written, so that there are as many steps as were asked for.
+    assert np.delete(wanted, ENDS, axis=1).argmax(-1).tolist() == [
+        id_ - sum(end < id_ for end in ENDS) for id_ in said["tokens"]
+    ]
+    return wanted
