@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from helpers import CHATML, TINY_CONFIGS
 
+from luthier.export.gguf.architectures import ARCHITECTURES
 from luthier.export.source import Source, Weight
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -42,6 +43,9 @@ FORMS_OF_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear": ("llama", _rope(rope_type="linear", factor=4.0)),
     "llama, dynamic": ("llama", _rope(rope_type="dynamic", factor=4.0)),
     "llama, yarn": ("llama", {"rope_parameters": {**_YARN, "attention_factor": 1.7}}),
+    "llama, longrope, long": ("llama", _longrope(16)),
+    "llama, longrope, short": ("llama", _longrope(300)),
+    "granite, longrope, long": ("granite", _longrope(16)),
     "mistral": ("mistral", _NO_WINDOW),
     "mixtral": ("mixtral", _NO_WINDOW),
     "internlm3": ("internlm3", {}),
@@ -76,6 +80,28 @@ FORMS_OF_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "moonlight": ("moonlight", {"num_hidden_layers": 27}),
 }
 """What llama.cpp is asked to compute: name -> (tiny configuration, what is changed in it)."""
+_SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": _LLAMA3,
+}
+
+
+def scaled_configs() -> dict[str, Any]:
+    """Each architecture with each kind of rope scaling that it is said to have, beyond those above."""
+    found = {}
+    for name, (_, changes) in FORMS_OF_MODELS.items():
+        if "," in name or name == "gemma3":
+            continue
+        for kind in ("linear", "yarn", "llama3"):
+            config = make_config(name)
+            latent = (
+                {"mscale": 0.7, "mscale_all_dim": 0.7} if kind == "yarn" and hasattr(config, "kv_lora_rank") else {}
+            )
+            if kind in ARCHITECTURES[config.model_type].scalings and "rope_parameters" not in changes:
+                config.rope_parameters = {**config.rope_parameters, **_SCALED[kind], **latent}
+                found[f"{name}, {kind}"] = config
+    return found
 
 
 PROMPT = [(i * 37) % 256 for i in range(24)]

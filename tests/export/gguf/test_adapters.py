@@ -17,6 +17,7 @@ ROUND = {family: ROUNDED.get(family, 2e-4) for family in ("llama, tied, with bia
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SHARED = [f"shared_expert.{part}_proj" for part in ("gate", "up", "down")]
 
 
 def adapted(name: str, folder: Path, **settings) -> tuple[object, Path, Path]:
@@ -26,7 +27,9 @@ def adapted(name: str, folder: Path, **settings) -> tuple[object, Path, Path]:
     model = make_model(make_config(name))
     base = save(model, folder / "base")
     linear = settings.pop("target_modules", None) or (
-        "all-linear" if not model.config.model_type.endswith("moe") and name != "mixtral" else ATTENTION
+        "all-linear"
+        if not model.config.model_type.endswith("moe") and name != "mixtral"
+        else [*ATTENTION, *SHARED * (name == "qwen2_moe")]
     )
     tuned = get_peft_model(
         model,

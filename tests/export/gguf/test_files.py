@@ -153,6 +153,8 @@ def test_transformers_reads_it_back(name, tmp_path) -> None:
         ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "chosen by group_limited_greedy"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave is false"),
         ("deepseek_v3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "mscale None"),
+        ("llama", {"hidden_act": "relu"}, "its MLP has relu, llama.cpp computes silu"),
+        ("gemma3", {"hidden_activation": "gelu"}, "its MLP has gelu, llama.cpp computes gelu_pytorch_tanh"),
         ("qwen2", {"head_dim": 16}, "heads do not add up"),
         ("qwen3", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope scaling 'llama3'"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False}}, "truncation"),

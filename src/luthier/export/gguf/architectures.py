@@ -11,7 +11,7 @@ from luthier.export.gguf.cuts import head_size_of, heads_of
 from luthier.export.gguf.rope import Metadata, parameters, rope_obstacle
 
 SCALINGS = ("linear", "yarn")
-"""Kinds of rope scaling that every architecture has there."""
+"""Kinds of rope scaling that most architectures have there."""
 FACTORS = (*SCALINGS, "llama3", "longrope")
 """And those of architectures that read tensors of factors."""
 
@@ -39,6 +39,8 @@ class Architecture:
     windows: bool = False
     """Whether llama.cpp computes its sliding window; else the context that the file names ends with the window."""
     epsilon: str = "attention.layer_norm_rms_epsilon"
+    activation: str = "silu"
+    """What llama.cpp computes between the linear layers of an MLP."""
     adapters: bool = True
     """Whether llama.cpp puts adapters on all of its linear layers."""
 
@@ -215,6 +217,7 @@ def _deepseek_v3_unlike(facts: Any) -> str | None:
     return _whole_query(facts) if facts.rope_interleave else "rope_interleave is false"
 
 
+_GELU = "gelu_pytorch_tanh"
 _LLAMA = Architecture("llama", rules.PAIRS, scalings=FACTORS)
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
@@ -226,18 +229,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_moe": Architecture("qwen2moe", rules.QWEN_MOE, _qwen2_moe, _qwen2_moe_unlike),
     "qwen3": Architecture("qwen3", rules.HALVES),
     "qwen3_moe": Architecture("qwen3moe", rules.QWEN_MOE, _narrow_experts, _qwen3_moe_unlike),
-    "gemma2": Architecture("gemma2", rules.GEMMA, _gemma2, _gemma2_unlike, windows=True),
-    "gemma3_text": Architecture("gemma3", rules.GEMMA, _gemma3, _gemma3_unlike, windows=True),
-    "phi3": Architecture("phi3", rules.PHI3, unlike=_whole_heads, scalings=FACTORS),
+    "gemma2": Architecture("gemma2", rules.GEMMA, _gemma2, _gemma2_unlike, (), windows=True, activation=_GELU),
+    "gemma3_text": Architecture(
+        "gemma3", rules.GEMMA, _gemma3, _gemma3_unlike, ("linear",), windows=True, activation=_GELU
+    ),
+    "phi3": Architecture("phi3", rules.PHI3, unlike=_whole_heads, scalings=("longrope",)),
     "glm4": Architecture("glm4", rules.GLM4),
     "olmo2": Architecture("olmo2", rules.OLMO2),
     "granite": Architecture("granite", rules.PAIRS, _granite, scalings=FACTORS),
     "granitemoe": Architecture("granitemoe", rules.GRANITE_MOE, _granite_moe, scalings=FACTORS),
-    "starcoder2": Architecture("starcoder2", rules.STARCODER2, epsilon="attention.layer_norm_epsilon"),
-    "deepseek_v2": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v2_unlike, adapters=False),
-    "deepseek_v3": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v3_unlike, adapters=False),
+    "starcoder2": Architecture(
+        "starcoder2", rules.STARCODER2, epsilon="attention.layer_norm_epsilon", activation=_GELU
+    ),
+    "deepseek_v2": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v2_unlike, ("yarn",), adapters=False),
+    "deepseek_v3": Architecture("deepseek2", rules.DEEPSEEK, _deepseek, _deepseek_v3_unlike, ("yarn",), adapters=False),
 }
 """By transformers' `model_type`."""
+
+
+def _other_activation(facts: Any, known: Architecture) -> str | None:
+    found = getattr(facts, "hidden_activation", None) or facts.hidden_act
+    return None if found == known.activation else f"its MLP has {found}, llama.cpp computes {known.activation}"
 
 
 def obstacle(source: Any) -> str | None:
@@ -247,5 +259,5 @@ def obstacle(source: Any) -> str | None:
     if known is None:
         names = ", ".join(ARCHITECTURES)
         return f"{facts.model_type} has no mapping to GGUF (there are: {names}); export_format: merged works"
-    why = known.unlike(facts) or rope_obstacle(facts, known.scalings)
+    why = _other_activation(facts, known) or known.unlike(facts) or rope_obstacle(facts, known.scalings)
     return f"this {facts.model_type} has no exact GGUF form: {why}; export_format: merged works" if why else None
