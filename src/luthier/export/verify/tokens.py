@@ -1,0 +1,109 @@
+"""Compare the tokenizer inside a file, as llama.cpp reads it, with the one of transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.log import printable
+from luthier.export.verify.report import Check
+from luthier.export.verify.torture import added, characters, plain_texts, torture
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from luthier.export.verify.llama import Llama
+
+LIMIT = "equal ids for every text, and equal text for every list of ids"
+
+
+def check_tokenizer(server: Llama, tokenizer: Any, rows: Sequence[str] = ()) -> Check:
+    """Compare ids of texts, and texts of ids. `rows`: texts of the training data."""
+    groups = {
+        "plain": [*torture(tokenizer), *rows],
+        "added": added(tokenizer),
+        "characters": characters(tokenizer),
+    }
+    numbers: dict[str, float] = {}
+    wrong: list[str] = []
+    for group, texts in groups.items():
+        ours = encode(tokenizer, texts)
+        theirs = server.ask("tokenize", texts=texts, add_special=False)
+        other = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+        numbers |= {group: len(texts), f"{group}_differ": len(other)}
+        wrong += [_ids_differ(texts[i], ours[i], theirs[i]) for i in other[:1]]
+        again = _texts_differ(server, tokenizer, [ids for ids in ours if ids])
+        numbers[f"{group}_decoded_differ"] = len(again)
+        wrong += again[:1]
+    broken = _streams_badly(server, tokenizer, groups["plain"])
+    wrong += broken[:1]
+    numbers["streamed_differ"] = len(broken)
+    count = sum(map(len, groups.values()))
+    if wrong:
+        total = int(sum(value for key, value in numbers.items() if key.endswith("differ")))
+        return Check("tokenizer", False, f"{total} of {count} texts differ; {wrong[0]}", LIMIT, numbers)
+    return Check("tokenizer", True, f"{count} texts are equal in both directions", LIMIT, numbers)
+
+
+def check_habits(server: Llama, tokenizer: Any) -> Check:
+    """Compare what is put around plain text: begin and end tokens."""
+    limit = "plain text gets the same begin and end tokens"
+    ours, theirs = list(tokenizer("a b")["input_ids"]), server.ask("tokenize", texts=["a b"], add_special=True)[0]
+    found = f"'a b' becomes {theirs}" + ("" if ours == theirs else f", should be {ours}")
+    return Check("begin and end tokens", ours == theirs, found, limit)
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, without what is put around them."""
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def _ids_differ(text: str, ours: list[int], theirs: list[int]) -> str:
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return (
+        f"{printable(text, 40)} has {len(theirs)} ids there and {len(ours)} here; "
+        f"from place {first} on {theirs[first : first + 4]}, should be {ours[first : first + 4]}"
+    )
+
+
+def _texts_differ(server: Llama, tokenizer: Any, lists: list[list[int]]) -> list[str]:
+    ours = tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    theirs = server.ask("detokenize", ids=lists)
+    return [
+        f"ids {ids[:6]} become {printable(b, 40)} there and {printable(a, 40)} here"
+        for ids, a, b in zip(lists, ours, theirs, strict=True)
+        if a != b
+    ]
+
+
+def _streams_badly(server: Llama, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Return texts whose tokens, read one by one as bytes, are not the whole: characters may be split over tokens."""
+    short = [text for text in texts if 0 < len(text) < 200]
+    found = server.ask("pieces", texts=short)
+    joined = [bytes.fromhex("".join(pieces)).decode("utf-8", "replace") for pieces in found]
+    whole = tokenizer.batch_decode(encode(tokenizer, short), clean_up_tokenization_spaces=False)
+    # A tokenizer with a blank of its own in front streams that.
+    return [
+        f"{printable(text, 40)} is streamed as {printable(streamed, 40)}"
+        for text, streamed, wanted in zip(short, joined, whole, strict=True)
+        if streamed not in (wanted, f" {wanted}")
+    ]
+
+
+def check_round_trip(server: Llama, tokens: Sequence[str]) -> Check:
+    """See that texts survive, where there is no tokenizer to compare with; `tokens`: control tokens of the file."""
+    limit = "texts come back as they were, control tokens become one id"
+    texts = plain_texts(tokens)
+    ids = server.ask("tokenize", texts=texts, add_special=False)
+    back = server.ask("detokenize", ids=ids)
+    lost = [text for text, again in zip(texts, back, strict=True) if again.lstrip(" ") != text.lstrip(" ")]
+    split = [t for t, i in zip(tokens, server.ask("tokenize", texts=list(tokens), add_special=False), strict=True)
+             if len(i) != 1]  # fmt: skip
+    numbers = {"texts": len(texts), "lost": len(lost), "split": len(split)}
+    if lost or split:
+        found = f"{printable(lost[0], 40)} does not come back" if lost else f"{split[0]} is split"
+        return Check(
+            "tokenizer", False, f"{len(lost)} texts are lost, {len(split)} tokens split; {found}", limit, numbers
+        )
+    return Check(
+        "tokenizer", True, f"{len(texts)} texts come back, {len(tokens)} control tokens are whole", limit, numbers
+    )
