@@ -46,12 +46,16 @@ class NativeDecoder:
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
         return self._module.PackedLinear(whole, WEIGHT_KINDS[kind])
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, float32 [N, D]; writes into `pages`."""
         self._angles = self._parts.reach(self._angles, step.tables.shape[1] * PAGE)
-        return self._decoder.step(
+        return self._decoder.hidden(
             step.ids, step.positions, step.sequences, step.tables, pages, self._angles, step.wanted
         )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
+        return self._decoder.logits(hidden_ND)
 
 
 def _joined_bias(modules: Sequence[nn.Module]) -> Tensor | None:

@@ -42,14 +42,21 @@ class Step:
     tables: Tensor
     """[sequences, width] int32, page of each PAGE positions."""
     wanted: Tensor
-    """[N] int64, rows whose logits are asked for."""
+    """[N] int64, rows whose hidden states are asked for."""
 
 
 class Decoder(Protocol):
-    """Computes logits of new tokens and keeps their keys and values in pages."""
+    """Computes new tokens and keeps their keys and values in pages."""
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    cache_dtype: torch.dtype
+    """Number format of pages."""
+
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, [N, D]; writes into `pages`."""
+        ...
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
         ...
 
 

@@ -22,8 +22,8 @@ class TorchDecoder:
         self._head = weight_of(parts.head), bias_of(parts.head)
         self._angles = parts.angles(512)
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, [N, D]; writes into `pages`."""
         f, parts = self._parts.facts, self._parts
         self._angles = parts.reach(self._angles, step.tables.shape[1] * PAGE)
         x = F.embedding(step.ids, parts.embedding) * f["embedding_scale"]
@@ -37,8 +37,13 @@ class TorchDecoder:
             mixed = (F.silu(gate) if f["is_silu"] else F.gelu(gate, approximate="tanh")) * up
             out = self._linear(mixed, weights["down"])
             x = x + (_norm(out, layer.gains["after_mlp"], f["eps"]) if "after_mlp" in layer.gains else out)
+        return _norm(x[step.wanted], parts.norm, f["eps"])
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
+        f = self._parts.facts
         weight, bias = self._head
-        logits = F.linear(_norm(x[step.wanted], parts.norm, f["eps"]), weight, bias).float() * f["logit_scale"]
+        logits = F.linear(hidden_ND, weight, bias).float() * f["logit_scale"]
         cap = f["final_softcap"]
         return cap * torch.tanh(logits / cap) if cap else logits
 

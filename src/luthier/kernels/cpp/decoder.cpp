@@ -89,8 +89,8 @@ class Decoder {
   }
 
   // angles [kinds, 2, positions, turned], float; pages [pages, 2, layers, kv heads, head size * kPage].
-  // Returns float logits [wanted, vocabulary].
-  Tensor step(const Tensor& ids, const Tensor& positions, const Tensor& sequences, const Tensor& tables, Tensor pages,
+  // Returns what the last norm makes of the wanted rows, float [wanted, hidden].
+  Tensor hidden_of(const Tensor& ids, const Tensor& positions, const Tensor& sequences, const Tensor& tables, Tensor pages,
               const Tensor& angles, const Tensor& wanted) {
     const py::gil_scoped_release release;
     const int64_t tokens = ids.numel();
@@ -116,8 +116,14 @@ class Decoder {
     }
     Tensor last = x.index_select(0, wanted);
     norm(last, norm_, last);
-    Tensor logits = at::empty({wanted.numel(), head_->outputs});
-    head_->run(last.const_data_ptr<float>(), wanted.numel(), logits.data_ptr<float>(), false);
+    return last;
+  }
+
+  // Float logits [rows, vocabulary] of what hidden_of returned.
+  Tensor logits_of(const Tensor& last) const {
+    const py::gil_scoped_release release;
+    Tensor logits = at::empty({last.size(0), head_->outputs});
+    head_->run(last.const_data_ptr<float>(), last.size(0), logits.data_ptr<float>(), false);
     if (head_bias_.defined()) logits.add_(head_bias_);
     if (logit_scale != 1.0) logits.mul_(logit_scale);
     if (final_softcap > 0) logits.div_(final_softcap).tanh_().mul_(final_softcap);
@@ -358,7 +364,8 @@ void bind_decoder(py::module_& m) {
       .def(py::init<const py::dict&>())
       .def("add_layer", &Decoder::add_layer)
       .def("finish", &Decoder::finish)
-      .def("step", &Decoder::step);
+      .def("hidden", &Decoder::hidden_of)
+      .def("logits", &Decoder::logits_of);
   m.def("most_probable", &most_probable);
   m.attr("PAGE") = kPage;
 }
