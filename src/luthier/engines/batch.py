@@ -6,6 +6,7 @@ Knows nothing of threads: whoever calls it holds the engine's lock.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ from luthier.engines.pages import PageStore
 from luthier.engines.requests import Growing, Queue, Reading, Reason, Request
 from luthier.engines.shaped import Drawn, draw_next
 from luthier.engines.text import TextStream
+from luthier.models.adapters import switched_off
 from luthier.models.decoder import make_decoder
-from luthier.models.decoder_parts import PAGE, Step, read_parts
+from luthier.models.decoder_parts import PAGE, Step, Turns, read_parts
+from luthier.models.low_rank import read_adapter
 from luthier.models.virtual import keys_and_values
 
 PROMPT_TOKENS_PER_STEP = 512
@@ -27,7 +30,7 @@ PROMPT_TOKENS_PER_STEP = 512
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """New tokens of one sequence."""
 
     table: list[int]
@@ -36,15 +39,29 @@ class _Job:
     """Position of the first of them."""
     wanted: int
     """How many of the last ones' hidden states are asked for."""
+    adapter: str | None = None
 
 
 class Batch:
-    """Reads the weights of a model once; `counts` is added to."""
+    """Reads the weights of a model once; `counts` is added to.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, size: int, kind: str | None, counts: dict[str, int]) -> None:
-        parts = read_parts(model)
-        kind = kind or str(parts.embedding.dtype).removeprefix("torch.")
-        self.decoder, self.description = make_decoder(parts, kind)
+    `adapters`: names of LoRA adapters on the model that requests may ask for; the weights are then those below them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        size: int,
+        kind: str | None,
+        counts: dict[str, int],
+        adapters: Sequence[str] = (),
+    ) -> None:
+        with switched_off(model) if adapters else nullcontext():
+            parts = read_parts(model)
+            kind = kind or str(parts.embedding.dtype).removeprefix("torch.")
+            self.decoder, self.description = make_decoder(parts, kind)
+        self.adapters = {name: self.decoder.add_adapter(read_adapter(model, parts, name)) for name in adapters}
         self.max_positions, self.num_tokens = parts.max_positions, len(parts.embedding)
         self.end_ids, self.version = end_ids(model, tokenizer), 0
         self.pages = PageStore(parts.page_shape(), self.decoder.cache_dtype, parts.embedding.device)
@@ -60,6 +77,10 @@ class Batch:
         """Drop the pages of earlier prompts."""
         self.pages.forget_all()
         self.pages.keep(self.virtual, self._virtual_pages)
+
+    def mark_of(self, adapter: str | None) -> int:
+        """Return what keeps the pages of one adapter apart from those of others."""
+        return 0 if adapter is None else -1 - self.adapters[adapter]
 
     # ---- giving up
 
@@ -83,7 +104,7 @@ class Batch:
     def _drop(self, request: Request) -> None:
         for prompt in [p for p in self.prompts if p.request is request]:
             self.prompts.remove(prompt)
-            self._release(prompt.table)
+            self.release(prompt.table)
         for answer in [a for a in self.answers if a.request is request]:
             self._finish(answer, "abort")
         request.give_up(self.version)
@@ -93,68 +114,76 @@ class Batch:
     def admit(self, queue: Queue) -> None:
         """Take prompts from the queue, as long as there are places; one that waits for pages of another stays there."""
         places = self._size - len(self.answers) - sum(len(p.request.answers) - p.started for p in self.prompts)
-        coming = {p.request.prompt for p in self.prompts if p.logits_1V is None}
+        coming = {(p.request.shaping.adapter, p.request.prompt) for p in self.prompts if p.logits_1V is None}
         budget = PROMPT_TOKENS_PER_STEP - sum(p.rest for p in self.prompts)
 
         def fits(request: Request) -> bool:
-            known = len(self._find(request.prompt)) * PAGE
-            return not any(_share_page(request.prompt, other, known) for other in coming)
+            adapter, known = request.shaping.adapter, len(self._find(request)) * PAGE
+            return not any(own == adapter and share_page(request.prompt, other, known) for own, other in coming)
 
         while budget > 0 and (places > 0 or not (self.prompts or self.answers)):
             request = queue.take(fits)
             if request is None:
                 break
             prompt = self._enter(request)
-            coming.add(request.prompt)
+            coming.add((request.shaping.adapter, request.prompt))
             places -= len(request.answers)
             budget -= prompt.rest
 
-    def _find(self, prompt: tuple[int, ...]) -> list[int]:
+    def _find(self, request: Request) -> list[int]:
         # At least the last token is computed: its hidden state is needed.
-        return self.pages.find(prompt[: (len(prompt) - 1) // PAGE * PAGE])
+        known = request.prompt[: (len(request.prompt) - 1) // PAGE * PAGE]
+        return self.pages.find(known, self.mark_of(request.shaping.adapter))
 
     def _enter(self, request: Request) -> Reading:
-        found = self._find(request.prompt)
-        prompt = Reading(request, found, len(found) * PAGE)
+        prompt = Reading(request, *self.enter(self._find(request)))
         self.prompts.append(prompt)
-        for page in found:
-            self.pages.use(page)
-        if prompt.computed < len(self.virtual):
-            # Virtual tokens end inside a page, which each sequence goes on writing for itself.
-            found.append(self.pages.copy(self._virtual_pages[-1]))
-            prompt.computed = len(self.virtual)
         self._counts["shared_tokens"] += prompt.computed
         return prompt
+
+    def enter(self, found: list[int]) -> tuple[list[int], int]:
+        """Use known pages as the beginning of a sequence; return its table and how many tokens that is."""
+        for page in found:
+            self.pages.use(page)
+        if len(found) * PAGE >= len(self.virtual):
+            return found, len(found) * PAGE
+        # Virtual tokens end inside a page, which each sequence goes on writing for itself.
+        return [*found, self.pages.copy(self._virtual_pages[-1])], len(self.virtual)
 
     # ---- one step
 
     def advance(self) -> None:
         """One forward pass, then one token for every answer, new ones included."""
         growing, reading = list(self.answers), [p for p in self.prompts if p.logits_1V is None]
-        jobs = [_Job(a.table, a.tokens[-1:], a.length - 1, 1) for a in growing]
+        jobs = [Job(a.table, a.tokens[-1:], a.length - 1, 1, a.request.shaping.adapter) for a in growing]
         budget = PROMPT_TOKENS_PER_STEP
         for prompt in reading:
             chunk = prompt.request.prompt[prompt.computed : prompt.computed + budget]
             if not chunk:
                 break
-            jobs.append(_Job(prompt.table, chunk, prompt.computed, int(len(chunk) == prompt.rest)))
+            is_last = len(chunk) == prompt.rest
+            jobs.append(Job(prompt.table, chunk, prompt.computed, int(is_last), prompt.request.shaping.adapter))
             budget -= len(chunk)
             prompt.computed += len(chunk)
             self._counts["prompt_tokens"] += len(chunk)
         logits: list[Tensor] = []
         if jobs:
-            logits_NV = self.decoder.logits(self.decoder.hidden(self._step(jobs), self.pages.memory))
+            logits_NV = self.decoder.logits(self.hidden(jobs))
             logits = [logits_NV[: len(growing)]] if growing else []
             whole = [p for p in reading if p.rest == 0]
             for row, prompt in enumerate(whole, len(growing)):
                 prompt.logits_1V = logits_NV[row : row + 1]
-                self.pages.keep(prompt.request.prompt, prompt.table)
+                self.pages.keep(prompt.request.prompt, prompt.table, self.mark_of(prompt.request.shaping.adapter))
         begun = self._begin()
         self._extend([*growing, *(a for _, a in begun)], [*logits, *(row for row, _ in begun)])
         self._counts["steps"] += 1
         self.sweep()
 
-    def _step(self, jobs: list[_Job]) -> Step:
+    def hidden(self, jobs: list[Job]) -> Tensor:
+        """Compute new tokens of several sequences; return the hidden states that are wanted, in their order [N, D]."""
+        return self.decoder.hidden(self._step(jobs), self.pages.memory)
+
+    def _step(self, jobs: list[Job]) -> Step:
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[int] = []
@@ -176,6 +205,20 @@ class Batch:
             sequences=torch.tensor(sequences, device=self._device),
             tables=torch.from_numpy(tables).to(self._device),
             wanted=torch.tensor(wanted, dtype=torch.long, device=self._device),
+            turns=self._turns(jobs),
+        )
+
+    def _turns(self, jobs: list[Job]) -> Turns:
+        """Return the rows of each adapter."""
+        rows: dict[str, list[int]] = {}
+        row = 0
+        for job in jobs:
+            if job.adapter is not None:
+                rows.setdefault(job.adapter, []).extend(range(row, row + len(job.tokens)))
+            row += len(job.tokens)
+        return tuple(
+            (self.adapters[name], None if len(own) == row else torch.tensor(own, device=self._device))
+            for name, own in rows.items()
         )
 
     # ---- answers
@@ -238,17 +281,18 @@ class Batch:
 
     def _finish(self, answer: Growing, reason: Reason) -> None:
         self.answers.remove(answer)
-        self.pages.keep(answer.sequence[:-1], answer.table)
-        self._release(answer.table)
+        self.pages.keep(answer.sequence[:-1], answer.table, self.mark_of(answer.request.shaping.adapter))
+        self.release(answer.table)
         answer.finish(reason, self._tokenizer, self.version)
 
-    def _release(self, table: list[int]) -> None:
+    def release(self, table: list[int]) -> None:
+        """Take a user away from the pages of a sequence."""
         # Last pages first: of an unused chain the end is dropped before its beginning.
         for page in reversed(table):
             self.pages.release(page)
 
 
-def _share_page(prompt: tuple[int, ...], other: tuple[int, ...], known: int) -> bool:
+def share_page(prompt: tuple[int, ...], other: tuple[int, ...], known: int) -> bool:
     """Tell whether the next page of `prompt` is among those that are being computed for `other`."""
     end = (known // PAGE + 1) * PAGE
     return end <= len(other) and end < len(prompt) and prompt[:end] == other[:end]

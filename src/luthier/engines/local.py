@@ -20,11 +20,14 @@ from luthier.core.registry import ENGINES
 from luthier.engines.batch import Batch
 from luthier.engines.hf import check_prompt, one_each
 from luthier.engines.requests import Queue, Request
-from luthier.engines.shaping import Piece, Shaping
+from luthier.engines.scoring import embed, score
+from luthier.engines.shaping import Piece, ScoredToken, Shaping
 from luthier.kernels.cpu import give_pages_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from torch import Tensor
 
     from luthier.core.types import Completion, Prompt, Sampling
 
@@ -38,13 +41,23 @@ class LocalEngine:
 
     `kind`: form of the weights, float32, bfloat16 or int8 (groups of 64, dynamic activations); None keeps the model's.
     `batch_size`: most answers that grow together. Any thread may call any method; `step` is the only one that computes
-    answers, one thread at a time, and `submit` and `cancel` do not wait for it.
+    answers, one thread at a time, and `submit` and `cancel` do not wait for it. `adapters`: names of LoRA adapters on
+    the model, which work beside the weights below them, each for the requests that ask for it; without any, what is at
+    work on the model is merged.
     """
 
     keeps_weights: ClassVar[bool] = True
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32, kind: str | None = None) -> None:
-        self.tokenizer, self.batch_size, self._kind = tokenizer, batch_size, kind
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 32,
+        kind: str | None = None,
+        adapters: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer, self.batch_size, self._kind, self._adapters = tokenizer, batch_size, kind, tuple(adapters)
         self.counts = {"prompt_tokens": 0, "shared_tokens": 0, "new_tokens": 0, "steps": 0}
         self._computing, self._urgent, self._stepped = Lock(), Lock(), Condition()
         self._queue = Queue()
@@ -59,7 +72,8 @@ class LocalEngine:
             self._abandon()
             self._batch = None  # its memory first, then that of the new one
             give_pages_back()
-            self._batch = batch = Batch(model, self.tokenizer, self.batch_size, self._kind, self.counts)
+            asked = self.batch_size, self._kind, self.counts, self._adapters
+            self._batch = batch = Batch(model, self.tokenizer, *asked)
             self.version = batch.version = version
             self.end_ids, self.description, self._virtual = batch.end_ids, batch.description, batch.virtual
             self._num_tokens = batch.num_tokens
@@ -76,6 +90,16 @@ class LocalEngine:
         """Drop the pages of earlier prompts."""
         with self._alone():
             self._awake().forget()
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens the model knows."""
+        return self._num_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """Return how many tokens a prompt and its answer may have together."""
+        return self._max_positions - len(self._virtual)
 
     def _awake(self) -> Batch:
         assert self._batch is not None, "the engine rests; sync gives it weights"
@@ -137,8 +161,11 @@ class LocalEngine:
         self._queue.push(request)
         return request
 
-    def _check(self, prompt: Prompt, shaping: Shaping) -> None:
-        check_prompt(prompt, self._max_positions - len(self._virtual), self._name)
+    def _check(self, prompt: Prompt, shaping: Shaping, *, answers: bool = True) -> None:
+        if shaping.adapter is not None and shaping.adapter not in self._adapters:
+            there = ", ".join(self._adapters) or "none"
+            raise ModelError(f"no adapter is called {shaping.adapter!r}; there are: {there}")
+        check_prompt(prompt, self.max_tokens + (not answers), self._name)
         named = {"the prompt": prompt, "logit_bias": shaping.logit_bias}
         for name, tokens in named.items():
             if tokens and not (min(tokens) >= 0 and max(tokens) < self._num_tokens):
@@ -157,6 +184,32 @@ class LocalEngine:
             request.give_up(self.version)
         else:
             self._tidy()
+
+    # ---- prompts alone
+
+    def score(
+        self, prompts: Sequence[Prompt], *, first: Sequence[int] = (), top: int = 0, adapter: str | None = None
+    ) -> list[list[ScoredToken]]:
+        """Return the tokens of each prompt with their log-probabilities given those before them.
+
+        `first`: place of the first token that is asked for, of each prompt; what stands before it is computed once for
+        prompts that begin alike. The very first token of a prompt has nothing before it and gets 0.0. `top`: most
+        probable tokens reported at each place. Raises ModelError for prompts that do not fit.
+        """
+        asked, firsts = self._checked(prompts, adapter), list(first) or [0] * len(prompts)
+        with self._alone(), torch.inference_mode():
+            return score(self._awake(), asked, firsts, top, adapter)
+
+    def embed(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
+        """Return the mean over each prompt's tokens of the hidden states behind the last norm, float32 [N, D]."""
+        asked = self._checked(prompts, adapter)
+        with self._alone(), torch.inference_mode():
+            return embed(self._awake(), asked, adapter)
+
+    def _checked(self, prompts: Sequence[Prompt], adapter: str | None) -> list[tuple[int, ...]]:
+        for prompt in prompts:
+            self._check(prompt, Shaping(adapter=adapter), answers=False)
+        return [tuple(prompt) for prompt in prompts]
 
     # ---- computing
 
@@ -240,8 +293,12 @@ class LocalEngine:
         finally:
             self._computing.release()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Give up every request."""
+        with self._alone():
+            self._abandon()
+
+    def _abandon(self) -> None:
         for request in self._queue.clear():
             request.give_up(self.version)
         if self._batch is not None:

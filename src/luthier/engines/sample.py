@@ -38,8 +38,8 @@ def choose(
     """Return a token for each row, and its log-probability, in nats, under the model and under what drew it.
 
     The second is that under softmax(logits / temperature), whatever was left out of the draw; None where the
-    temperature is 0 or 1. `shaped_NV`: what is drawn from where that is not the model's logits. Where the logits are NaN,
-    so is the log-probability.
+    temperature is 0 or 1. `shaped_NV`: what is drawn from where that is not the model's logits. Where the logits
+    are NaN, so is the log-probability.
     """
     if shaped_NV is None and how.temperature == 0:
         tokens_N, logp_N = most_probable(logits_NV)
