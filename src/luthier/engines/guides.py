@@ -46,7 +46,7 @@ class GrammarGuide:
 
     def _check(self) -> None:
         if self.matcher.is_error():
-            raise ModelError(f"constrained decoding: {self.matcher.get_error()}", code="model_guide")
+            raise ModelError(f"constrained decoding: {first_line(self.matcher.get_error())}", code="model_guide")
 
 
 def json_guide(
