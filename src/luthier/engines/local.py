@@ -74,7 +74,7 @@ class LocalEngine:
             give_pages_back()
             asked = self.batch_size, self._kind, self.counts, self._adapters
             self._batch = batch = Batch(model, self.tokenizer, *asked)
-            self.version = batch.version = version
+            self.version = version
             self.end_ids, self.description, self._virtual = batch.end_ids, batch.description, batch.virtual
             self._num_tokens = batch.num_tokens
             self._max_positions, self._name = batch.max_positions, plain_model(model).config.model_type
@@ -90,6 +90,17 @@ class LocalEngine:
         """Drop the pages of earlier prompts."""
         with self._alone():
             self._awake().forget()
+
+    @property
+    def version(self) -> int:
+        """Number of the weights, as given to `sync`; answers carry it."""
+        return self._version
+
+    @version.setter
+    def version(self, number: int) -> None:
+        self._version = number
+        if self._batch is not None:
+            self._batch.version = number
 
     @property
     def num_tokens(self) -> int:
