@@ -138,7 +138,7 @@ def test_prompts_that_begin_alike_compute_the_beginning_once(llama) -> None:
     system = list(range(64))
     engine.generate([[*system, 7, i] for i in range(5)], GREEDY)
     assert engine.counts == engine.counts | {"prompt_tokens": 64 + 5 * 2, "shared_tokens": 4 * 64}
-    assert engine._pages.num_used == 0
+    assert engine._batch.pages.num_used == 0
 
 
 def test_next_turn_continues_the_pages_of_the_answer(llama) -> None:
@@ -201,7 +201,7 @@ def test_draws_follow_the_distribution() -> None:
         (Sampling(temperature=1.0, min_p=0.1), {0, 1, 2}),
         (Sampling(temperature=0.5, top_p=1e-9), {0}),
     ):
-        tokens, logp, drawn = sample.choose(logits, how, [], [rng] * len(logits))
+        tokens, logp, drawn = sample.choose(logits, how, [rng] * len(logits))
         assert set(tokens) == allowed
         kept = torch.tensor(sorted(allowed))
         want = torch.softmax(logits[0, kept] / how.temperature, -1)
@@ -283,7 +283,7 @@ def test_cancel_frees_the_place(llama) -> None:
     stream = engine.stream(PROMPTS[0], Sampling(max_new_tokens=500))
     next(stream)
     stream.close()
-    assert engine._pages.num_used == 0
+    assert engine._batch.pages.num_used == 0
     assert len(engine.generate(PROMPTS[1:2], GREEDY)[0]) == 1
     request = engine.submit(PROMPTS[0], GREEDY)
     engine.cancel(request)
@@ -310,7 +310,7 @@ def test_nan_is_an_error(llama) -> None:
         for how in (GREEDY, Sampling(temperature=1.0)):
             with pytest.raises(ModelError, match="logits are not finite"):
                 engine.generate(PROMPTS, how)
-        assert engine._pages.num_used == 0
+        assert engine._batch.pages.num_used == 0
 
 
 def test_fault_of_the_model_reaches_the_reader(model, monkeypatch) -> None:
@@ -323,7 +323,7 @@ def test_fault_of_the_model_reaches_the_reader(model, monkeypatch) -> None:
 def test_torch_decoder_is_what_runs_without_a_compiler(llama, monkeypatch) -> None:
     monkeypatch.setattr(native, "unusable", lambda: "there is no C++ compiler (c++)")
     engine = LocalEngine(llama, byte_tokenizer(), kind="int8")
-    assert isinstance(engine._decoder, TorchDecoder)
+    assert isinstance(engine._batch.decoder, TorchDecoder)
     assert engine.description == "torch, float32 weights (there is no C++ compiler (c++))"
 
 

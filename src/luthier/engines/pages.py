@@ -21,7 +21,7 @@ KEPT_BYTES = 512 * 2**20
 """Pages that nobody uses are kept for later prompts up to about this size of the whole store."""
 
 Key = tuple[int, tuple[int, ...]]
-"""Number of the chain before a page (0 at the beginning), and its tokens."""
+"""Number of the chain before a page (0 or less at the beginning), and its tokens."""
 
 
 @dataclass(slots=True)
@@ -111,10 +111,13 @@ class PageStore:
         self.keep(tokens, table)
         return table
 
-    def find(self, tokens: tuple[int, ...]) -> list[int]:
-        """Return known pages for the longest beginning of `tokens`; not used yet."""
+    def find(self, tokens: tuple[int, ...], mark: int = 0) -> list[int]:
+        """Return known pages for the longest beginning of `tokens`; not used yet.
+
+        Pages of sequences with another `mark` (0 or less) are others: their keys and values come from other weights.
+        """
         pages: list[int] = []
-        chain = 0
+        chain = mark
         for start in range(0, len(tokens) - PAGE + 1, PAGE):
             page = self._known.get((chain, tokens[start : start + PAGE]))
             if page is None:
@@ -123,9 +126,9 @@ class PageStore:
             chain = self._entries[page].chain
         return pages
 
-    def keep(self, tokens: tuple[int, ...], table: list[int]) -> None:
+    def keep(self, tokens: tuple[int, ...], table: list[int], mark: int = 0) -> None:
         """Make the full pages of a computed sequence known. A page that another sequence made first stays private."""
-        chain = 0
+        chain = mark
         for index in range(len(tokens) // PAGE):
             key = (chain, tokens[index * PAGE : (index + 1) * PAGE])
             known = self._known.get(key)

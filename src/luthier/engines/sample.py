@@ -33,27 +33,21 @@ def most_probable(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose(
-    logits_NV: Tensor, how: Sampling, seen: Sequence[Sequence[int]], draws: Sequence[np.random.Generator]
+    logits_NV: Tensor, how: Sampling, draws: Sequence[np.random.Generator], shaped_NV: Tensor | None = None
 ) -> tuple[list[int], list[float], list[float] | None]:
     """Return a token for each row, and its log-probability, in nats, under the model and under what drew it.
 
     The second is that under softmax(logits / temperature), whatever was left out of the draw; None where the
-    temperature is 0 or 1. `seen`: prompt and answer so far, for the repetition penalty (arXiv:1909.05858).
-    Raises ModelError for NaN.
+    temperature is 0 or 1. `shaped_NV`: what is drawn from where that is not the model's logits. Where the logits
+    are NaN, so is the log-probability.
     """
-    plain = how.repetition_penalty == 1.0
-    drawn_N = None
-    if plain and how.temperature == 0:
+    if shaped_NV is None and how.temperature == 0:
         tokens_N, logp_N = most_probable(logits_NV)
-    else:
-        shaped_NV = logits_NV if plain else _penalize(logits_NV, how.repetition_penalty, seen)
-        tokens_N = shaped_NV.argmax(-1) if how.temperature == 0 else _draw(shaped_NV / how.temperature, how, draws)
-        logp_N = logp_of(logits_NV, tokens_N)
-        if is_tempered(how):
-            drawn_N = logp_of(logits_NV / how.temperature, tokens_N)
-    if not bool(torch.isfinite(logp_N).all()):
-        raise not_finite()
-    return tokens_N.tolist(), logp_N.tolist(), None if drawn_N is None else drawn_N.tolist()
+        return tokens_N.tolist(), logp_N.tolist(), None
+    shaped_NV = logits_NV if shaped_NV is None else shaped_NV
+    tokens_N = shaped_NV.argmax(-1) if how.temperature == 0 else _draw(shaped_NV / how.temperature, how, draws)
+    drawn_N = logp_of(logits_NV / how.temperature, tokens_N).tolist() if is_tempered(how) else None
+    return tokens_N.tolist(), logp_of(logits_NV, tokens_N).tolist(), drawn_N
 
 
 def not_finite() -> ModelError:
@@ -73,15 +67,6 @@ def is_tempered(how: Sampling) -> bool:
 def logp_of(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     """Return the log-probability of one token of each row."""
     return logits_NV.gather(1, tokens_N[:, None])[:, 0] - torch.logsumexp(logits_NV, -1)
-
-
-def _penalize(logits_NV: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> Tensor:
-    out_NV = logits_NV.clone()
-    for row, tokens in zip(out_NV, seen, strict=True):
-        index = torch.tensor(sorted(set(tokens)), device=row.device)
-        values = row[index]
-        row[index] = torch.where(values > 0, values / penalty, values * penalty)
-    return out_NV
 
 
 def _draw(logits_NV: Tensor, how: Sampling, draws: Sequence[np.random.Generator]) -> Tensor:

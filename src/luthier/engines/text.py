@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class TextStream:
         self._before, self._read = 0, 0
         self._text = ""
         self._given = 0
+        self._ends: list[int] = []
         self.stopped = False
 
     @property
@@ -34,13 +36,18 @@ class TextStream:
         """Return everything so far, cut in front of a stop text."""
         return self._text
 
+    @property
+    def num_certain(self) -> int:
+        """Return how many tokens have given out all of their text; one that a stop text begins in never does."""
+        return bisect_right(self._ends, self._given)
+
     def push(self, token: int) -> str:
         """Add a token and return the text that is certain now."""
         self._tokens.append(token)
         known = self._decode(self._tokens[self._before : self._read])
         longer = self._decode(self._tokens[self._before :])
         if not longer.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._text += longer[len(known) :]
+            self._add(longer[len(known) :])
             self._before, self._read = self._read, len(self._tokens)
         return self._give(len(self._text) - self._held())
 
@@ -48,8 +55,12 @@ class TextStream:
         """Return what is left."""
         if not self.stopped and self._read < len(self._tokens):
             known = self._decode(self._tokens[self._before : self._read])
-            self._text += self._decode(self._tokens[self._before :])[len(known) :]
+            self._add(self._decode(self._tokens[self._before :])[len(known) :])
         return self._give(len(self._text))
+
+    def _add(self, text: str) -> None:
+        self._text += text
+        self._ends.extend([len(self._text)] * (len(self._tokens) - len(self._ends)))
 
     def _give(self, end: int) -> str:
         cut = cut_at(self._text, self._stops)

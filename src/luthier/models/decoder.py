@@ -12,6 +12,7 @@ from luthier.kernels import native
 from luthier.kernels.cpu import give_pages_back
 from luthier.models.decoder_parts import PAGE, Parts, Step, bias_of, weight_of
 from luthier.models.decoder_plain import TorchDecoder
+from luthier.models.low_rank import PRODUCTS, Adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,25 @@ class NativeDecoder:
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
         return self._module.PackedLinear(whole, WEIGHT_KINDS[kind])
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Keep what an adapter adds, and return the number that steps name it by."""
+        none = None, None
+        pairs = [
+            [(layer[name].down_IR, layer[name].up_RO) if name in layer else none for name in PRODUCTS]
+            for layer in adapter
+        ]
+        return self._decoder.add_adapter(pairs)
+
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, float32 [N, D]; writes into `pages`."""
         self._angles = self._parts.reach(self._angles, step.tables.shape[1] * PAGE)
-        return self._decoder.step(
-            step.ids, step.positions, step.sequences, step.tables, pages, self._angles, step.wanted
+        return self._decoder.hidden(
+            step.ids, step.positions, step.sequences, step.tables, pages, self._angles, step.wanted, list(step.turns)
         )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
+        return self._decoder.logits(hidden_ND)
 
 
 def _joined_bias(modules: Sequence[nn.Module]) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from luthier.core.anatomy import at_work, attention_window, backbone_of, decoder_layers, family_of, plain_model
 from luthier.models.quantized import is_of_bitsandbytes
 from luthier.tuning.parts.bottleneck import all_of as bottlenecks
+
+if TYPE_CHECKING:
+    from luthier.models.low_rank import Adapter
 
 PAGE = 16
 _LINEARS = {
@@ -27,6 +30,10 @@ _LINEARS = {
 }
 """Product of a layer -> the modules that make it; the first is the fused form of the others."""
 _IS_SILU = {"silu": True, "swish": True, "gelu_pytorch_tanh": False}
+
+
+Turns = tuple[tuple[int, Tensor | None], ...]
+"""Number of an adapter, and the rows [M] int64 that it works on; None: every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +49,27 @@ class Step:
     tables: Tensor
     """[sequences, width] int32, page of each PAGE positions."""
     wanted: Tensor
-    """[N] int64, rows whose logits are asked for."""
+    """[N] int64, rows whose hidden states are asked for."""
+    turns: Turns = ()
+    """Adapters at work in this step."""
 
 
 class Decoder(Protocol):
-    """Computes logits of new tokens and keeps their keys and values in pages."""
+    """Computes new tokens and keeps their keys and values in pages."""
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    cache_dtype: torch.dtype
+    """Number format of pages."""
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Keep what an adapter adds, and return the number that steps name it by."""
+        ...
+
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, [N, D]; writes into `pages`."""
+        ...
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
         ...
 
 

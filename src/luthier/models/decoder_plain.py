@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from luthier.models.decoder_parts import PAGE, Parts, Step, bias_of, weight_of
+
+if TYPE_CHECKING:
+    from luthier.models.low_rank import Adapter
 
 
 class TorchDecoder:
@@ -21,31 +26,46 @@ class TorchDecoder:
         ]
         self._head = weight_of(parts.head), bias_of(parts.head)
         self._angles = parts.angles(512)
+        self._adapters: list[Adapter] = []
 
-    def step(self, step: Step, pages: Tensor) -> Tensor:
-        """Return float32 logits [N, V]; writes into `pages`."""
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Keep what an adapter adds, and return the number that steps name it by."""
+        self._adapters.append(adapter)
+        return len(self._adapters) - 1
+
+    def hidden(self, step: Step, pages: Tensor) -> Tensor:
+        """Return what the last norm makes of the wanted rows, [N, D]; writes into `pages`."""
         f, parts = self._parts.facts, self._parts
         self._angles = parts.reach(self._angles, step.tables.shape[1] * PAGE)
         x = F.embedding(step.ids, parts.embedding) * f["embedding_scale"]
         for index, layer in enumerate(parts.layers):
-            weights = self._weights[index]
-            qkv = self._linear(_norm(x, layer.gains["before_attention"], f["eps"]), weights["qkv"])
-            out = self._linear(self._attention(qkv, index, step, pages), weights["out"])
+            qkv = self._linear(_norm(x, layer.gains["before_attention"], f["eps"]), index, "qkv", step)
+            out = self._linear(self._attention(qkv, index, step, pages), index, "out", step)
             x = x + (_norm(out, layer.gains["after_attention"], f["eps"]) if "after_attention" in layer.gains else out)
-            both = self._linear(_norm(x, layer.gains["before_mlp"], f["eps"]), weights["gate_up"])
+            both = self._linear(_norm(x, layer.gains["before_mlp"], f["eps"]), index, "gate_up", step)
             gate, up = both.chunk(2, -1)
             mixed = (F.silu(gate) if f["is_silu"] else F.gelu(gate, approximate="tanh")) * up
-            out = self._linear(mixed, weights["down"])
+            out = self._linear(mixed, index, "down", step)
             x = x + (_norm(out, layer.gains["after_mlp"], f["eps"]) if "after_mlp" in layer.gains else out)
+        return _norm(x[step.wanted], parts.norm, f["eps"])
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return float32 logits [N, V] of what `hidden` returned."""
+        f = self._parts.facts
         weight, bias = self._head
-        logits = F.linear(_norm(x[step.wanted], parts.norm, f["eps"]), weight, bias).float() * f["logit_scale"]
+        logits = F.linear(hidden_ND, weight, bias).float() * f["logit_scale"]
         cap = f["final_softcap"]
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    @staticmethod
-    def _linear(x: Tensor, parts: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-        outs = [F.linear(x, weight, bias) for weight, bias in parts]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+    def _linear(self, x: Tensor, index: int, product: str, step: Step) -> Tensor:
+        outs = [F.linear(x, weight, bias) for weight, bias in self._weights[index][product]]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+        for number, rows in step.turns:
+            part = self._adapters[number][index].get(product)
+            if part is not None:
+                own = slice(None) if rows is None else rows
+                out[own] += (x[own].float() @ part.down_IR @ part.up_RO).to(out.dtype)
+        return out
 
     def _attention(self, qkv: Tensor, index: int, step: Step, pages: Tensor) -> Tensor:
         f, layer = self._parts.facts, self._parts.layers[index]

@@ -5,6 +5,7 @@
 // Pages may belong to several sequences that begin alike.
 
 #include "bindings.h"
+#include "low_rank.h"
 #include "packed_linear.h"
 #include "vectors.h"
 
@@ -52,6 +53,7 @@ struct Call {
   const int64_t *position, *sequence;  // [tokens]
   const int32_t* table;                // [sequences, width] page numbers
   int64_t width;
+  const Turns& turns;
 };
 
 class Decoder {
@@ -88,14 +90,18 @@ class Decoder {
     TORCH_CHECK(static_cast<int64_t>(layers_.size()) == layers_expected, "decoder: layers are missing");
   }
 
+  int64_t add_adapter(const std::vector<std::vector<std::pair<std::optional<Tensor>, std::optional<Tensor>>>>& layers) {
+    return adapters_.add(layers);
+  }
+
   // angles [kinds, 2, positions, turned], float; pages [pages, 2, layers, kv heads, head size * kPage].
-  // Returns float logits [wanted, vocabulary].
-  Tensor step(const Tensor& ids, const Tensor& positions, const Tensor& sequences, const Tensor& tables, Tensor pages,
-              const Tensor& angles, const Tensor& wanted) {
+  // Returns what the last norm makes of the wanted rows, float [wanted, hidden].
+  Tensor hidden_of(const Tensor& ids, const Tensor& positions, const Tensor& sequences, const Tensor& tables, Tensor pages,
+                   const Tensor& angles, const Tensor& wanted, const Turns& turns) {
     const py::gil_scoped_release release;
     const int64_t tokens = ids.numel();
     const Call call{tokens, positions.const_data_ptr<int64_t>(), sequences.const_data_ptr<int64_t>(),
-                    tables.const_data_ptr<int32_t>(), tables.size(1)};
+                    tables.const_data_ptr<int32_t>(), tables.size(1), turns};
     Tensor x = embedding_.index_select(0, ids).to(at::kFloat).contiguous();
     if (embedding_scale != 1.0) x.mul_(embedding_scale);
     const int64_t width = (heads + 2 * kv_heads) * head_size;
@@ -105,19 +111,26 @@ class Decoder {
       norm(x, layer.before_attention, normed);
       layer.qkv->run(normed.const_data_ptr<float>(), tokens, qkv.data_ptr<float>(), false);
       if (layer.qkv_bias.defined()) qkv.add_(layer.qkv_bias);
+      adapters_.apply(turns, index, kQkv, normed, qkv);
       if (half_cache) {
         attention<BFloat16>(layer, index, call, qkv, angles, pages, mixed);
       } else {
         attention<float>(layer, index, call, qkv, angles, pages, mixed);
       }
-      add(*layer.out, layer.out_bias, layer.after_attention, mixed, x);
+      add(call, index, kOut, *layer.out, layer.out_bias, layer.after_attention, mixed, x);
       norm(x, layer.before_mlp, normed);
-      mlp(layer, normed, x);
+      mlp(call, index, layer, normed, x);
     }
     Tensor last = x.index_select(0, wanted);
     norm(last, norm_, last);
-    Tensor logits = at::empty({wanted.numel(), head_->outputs});
-    head_->run(last.const_data_ptr<float>(), wanted.numel(), logits.data_ptr<float>(), false);
+    return last;
+  }
+
+  // Float logits [rows, vocabulary] of what hidden_of returned.
+  Tensor logits_of(const Tensor& last) const {
+    const py::gil_scoped_release release;
+    Tensor logits = at::empty({last.size(0), head_->outputs});
+    head_->run(last.const_data_ptr<float>(), last.size(0), logits.data_ptr<float>(), false);
     if (head_bias_.defined()) logits.add_(head_bias_);
     if (logit_scale != 1.0) logits.mul_(logit_scale);
     if (final_softcap > 0) logits.div_(final_softcap).tanh_().mul_(final_softcap);
@@ -128,6 +141,7 @@ class Decoder {
   std::vector<Layer> layers_;
   Tensor embedding_, norm_, head_bias_;
   std::shared_ptr<PackedLinear> head_;
+  Adapters adapters_;
 
   void norm(const Tensor& x, const Tensor& gain, Tensor& y) const {
     const float *from = x.const_data_ptr<float>(), *g = gain.const_data_ptr<float>();
@@ -135,24 +149,28 @@ class Decoder {
     parallel_rows(x.size(0), hidden, [&](int64_t r) { norm_row(from + r * hidden, g, to + r * hidden, hidden, eps); });
   }
 
-  // x += after(linear(from) + bias)
-  void add(const PackedLinear& linear, const Tensor& bias, const Tensor& after, const Tensor& from, Tensor& x) const {
+  // x += after(linear(from) + bias + what adapters add)
+  void add(const Call& call, size_t index, Product product, const PackedLinear& linear, const Tensor& bias,
+           const Tensor& after, const Tensor& from, Tensor& x) const {
     if (!after.defined()) {
       linear.run(from.const_data_ptr<float>(), from.size(0), x.data_ptr<float>(), true);
       if (bias.defined()) x.add_(bias);
+      adapters_.apply(call.turns, index, product, from, x);
       return;
     }
     Tensor y = at::empty_like(x);
     linear.run(from.const_data_ptr<float>(), from.size(0), y.data_ptr<float>(), false);
     if (bias.defined()) y.add_(bias);
+    adapters_.apply(call.turns, index, product, from, y);
     norm(y, after, y);
     x.add_(y);
   }
 
-  void mlp(const Layer& layer, const Tensor& normed, Tensor& x) const {
+  void mlp(const Call& call, size_t index, const Layer& layer, const Tensor& normed, Tensor& x) const {
     const int64_t tokens = x.size(0), size = layer.gate_up->outputs / 2;
     Tensor both = at::empty({tokens, 2 * size}), gated = at::empty({tokens, size});
     layer.gate_up->run(normed.const_data_ptr<float>(), tokens, both.data_ptr<float>(), false);
+    adapters_.apply(call.turns, index, kGateUp, normed, both);
     const float* from = both.const_data_ptr<float>();
     float* to = gated.data_ptr<float>();
     parallel_rows(tokens, 2 * size, [&](int64_t r) {
@@ -169,7 +187,7 @@ class Decoder {
         store(to + r * size + i, value * load(u + i, n), n);
       });
     });
-    add(*layer.down, Tensor(), layer.after_mlp, gated, x);
+    add(call, index, kDown, *layer.down, Tensor(), layer.after_mlp, gated, x);
   }
 
   void turn(float* x, const float* cos, const float* sin, int64_t turned) const {
@@ -358,7 +376,9 @@ void bind_decoder(py::module_& m) {
       .def(py::init<const py::dict&>())
       .def("add_layer", &Decoder::add_layer)
       .def("finish", &Decoder::finish)
-      .def("step", &Decoder::step);
+      .def("add_adapter", &Decoder::add_adapter)
+      .def("hidden", &Decoder::hidden_of)
+      .def("logits", &Decoder::logits_of);
   m.def("most_probable", &most_probable);
   m.attr("PAGE") = kPage;
 }
