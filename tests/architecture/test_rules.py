@@ -20,6 +20,7 @@ LAYERS = [
     {"engines"},
     {"training", "export", "evaluation"},
     {"workflows"},
+    {"server"},
     {"api", "cli"},
 ]
 """A module imports its own package or a strictly lower layer; shelves never import each other."""

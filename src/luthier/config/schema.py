@@ -357,9 +357,27 @@ class ServeConfig:
     """How `luthier serve` listens."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; others than loopback need api_keys."""
+    """Address to listen on; others than loopback need a key."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
+    served_model_name: str | None = None
+    """What clients call the model; none takes the name of its folder or alias."""
+    api_keys: str | None = None
+    """File of keys that let clients in, made by `luthier keys add`; it holds their hashes."""
+    allow_without_key: bool = False
+    """Let everybody in who reaches an address that is not loopback."""
+    allowed_origins: Names = ()
+    """Origins of pages, such as https://example.org, whose scripts may ask; those of this machine always may."""
+    max_concurrent: Positive = 32
+    """Most answers that grow together; others wait."""
+    max_queue: Annotated[int, Field(ge=0)] = 64
+    """Most answers that wait; further requests are told to come again later (429)."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 10_000_000
+    """Largest request; more is refused unread (413)."""
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Longest time of one request, waiting included."""
+    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
+    """After a signal to stop, what runs may go on this long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,145 @@
+"""The application: which paths there are and what their replies look like."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse
+
+from luthier.server.chat import answer_chat
+from luthier.server.errors import ApiError, ErrorReply, bad, of_validation
+from luthier.server.guard import Guard
+from luthier.server.replies import ChatReply, Health, ModelCard, ModelList
+from luthier.server.requests import ChatRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from luthier.server.keys import Keys
+    from luthier.server.service import Service
+
+_ABOUT = {
+    400: "A field is wrong, or cannot be honoured.",
+    401: "No key, or an unknown one.",
+    403: "Asked under a foreign name (Host, Origin).",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    429: "Every place is taken; Retry-After says when to ask again.",
+    500: "The engine failed.",
+    503: "The model is being loaded, or the server stops.",
+    504: "The answer took too long.",
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply, "description": _ABOUT[status]} for status in (401, 403, *statuses)}
+
+
+_ASKED = _errors(400, 404, 413, 429, 500, 503, 504)
+_STREAMED = {200: {"description": "The answer; with stream: true as server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+def make_app(service: Service, keys: Keys) -> FastAPI:
+    """Return the application of a service."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncGenerator[None]:
+        service.start()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="luthier",
+        version=version("luthier"),
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.add_middleware(Guard, service=service, keys=keys)
+    _handle_errors(app)
+    _add_models(app, service)
+    _add_state(app, service)
+    _add_answers(app, service)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def _(_request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_request: Request, error: RequestValidationError) -> Response:
+        return of_validation(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            there = ", ".join(sorted(app.openapi()["paths"]))
+            said = f"there is no {request.url.path} here; there are: {there}"
+        elif error.status_code == 405:
+            said = f"{request.url.path} does not take {request.method}"
+        else:
+            said = str(error.detail)
+        return ApiError(error.status_code, said, headers=error.headers).response()
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def card(name: str) -> ModelCard:
+        voice = service.voices.get(name)
+        base = next((each for each, inside in service.plan.adapters.items() if inside is None), None)
+        parent = base if service.plan.adapters[name] is not None else None
+        context = voice.context if voice is not None else None
+        return ModelCard(id=name, created=service.created, parent=parent, max_model_len=context)
+
+    @app.get("/v1/models", responses=_errors(), summary="Models that answer here")
+    async def list_models() -> ModelList:
+        return ModelList(data=[card(name) for name in service.plan.adapters])
+
+    @app.get("/v1/models/{model}", responses=_errors(404), summary="One model")
+    async def show_model(model: str) -> ModelCard:
+        service.check_name(model)
+        return card(model)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses=_errors(), summary="Whether the server is alive")
+    async def health() -> Health:
+        return Health(status="alive")
+
+    @app.get("/ready", responses=_errors(503), summary="Whether the model answers")
+    async def ready() -> Health:
+        service.ready()
+        return Health(status="ready")
+
+    @app.get(
+        "/metrics",
+        summary="Numbers for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text form 0.0.4."}, **_errors()},
+    )
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _replied(found: Any) -> Response:
+    """Return a stream as it is, and a reply with its headers as JSON."""
+    if isinstance(found, Response):
+        return found
+    reply, headers = found
+    return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", responses={**_STREAMED, **_ASKED}, response_model=ChatReply, summary="Answer a conversation")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return _replied(await answer_chat(service, body, request))
