@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from luthier.core.types import Message
     from luthier.export.source import Source
 
 
