@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse
 
 from luthier.server.chat import answer_chat
+from luthier.server.completions import answer_completion
+from luthier.server.embeddings import answer_embedding
 from luthier.server.errors import ApiError, ErrorReply, bad, of_validation
 from luthier.server.guard import Guard
-from luthier.server.replies import ChatReply, Health, ModelCard, ModelList
-from luthier.server.requests import ChatRequest
+from luthier.server.replies import ChatReply, EmbeddingReply, Health, ModelCard, ModelList, TextReply
+from luthier.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -143,3 +145,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", responses={**_STREAMED, **_ASKED}, response_model=ChatReply, summary="Answer a conversation")
     async def chat(body: ChatRequest, request: Request) -> Response:
         return _replied(await answer_chat(service, body, request))
+
+    @app.post("/v1/completions", responses={**_STREAMED, **_ASKED}, response_model=TextReply, summary="Go on with texts")
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        return _replied(await answer_completion(service, body, request))
+
+    @app.post("/v1/embeddings", responses=_ASKED, response_model=EmbeddingReply, summary="Vectors of texts")
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+        return _replied(await answer_embedding(service, body, request))

@@ -12,7 +12,7 @@ from luthier.server.drawing import sampling, shaping
 from luthier.server.errors import bad
 from luthier.server.fields import ignored_header
 from luthier.server.job import Job, Work
-from luthier.server.replies import ChatChoice, ChatLogprobs, ChatMessage, ChatReply, FunctionCall, ToolCall, Usage
+from luthier.server.replies import ChatChoice, ChatLogprobs, ChatMessage, ChatReply, FunctionCall, ToolCall
 from luthier.server.speech import Said, Whole
 from luthier.server.stream import ALIVE, EventStream, event
 from luthier.server.tools import toolbox_of
@@ -51,13 +51,6 @@ class _Chat:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def usage(self, job: Job) -> Usage:
-        return Usage(
-            prompt_tokens=job.tokens_in,
-            completion_tokens=job.tokens_out,
-            total_tokens=job.tokens_in + job.tokens_out,
-        )
-
     def logprobs(self, tokens: list[ScoredToken]) -> ChatLogprobs | None:
         if not self.body.logprobs:
             return None
@@ -89,8 +82,7 @@ def _read(body: ChatRequest, voice: Voice, client: str) -> _Chat:
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Any:
     """Answer a conversation, at once or as it grows."""
     voice = service.voice(body.model)
-    client = f"{request.scope.get('luthier.key', '')}/{body.user or ''}"
-    chat = await service.read(_read, body, voice, client)
+    chat = await service.read(_read, body, voice, service.client(request, body.user))
     job = Job(service, voice, chat.work, request.receive)
     await job.start()
     headers = ignored_header(body)
@@ -138,7 +130,7 @@ def _reply(chat: _Chat, job: Job) -> ChatReply:
         created=chat.created,
         model=chat.body.model,
         choices=choices,
-        usage=chat.usage(job),
+        usage=job.usage,
         system_fingerprint=chat.voice.served.fingerprint,
     )
 
@@ -162,7 +154,7 @@ async def _events(chat: _Chat, job: Job) -> AsyncIterator[bytes]:
                 choice.finish_reason = _reason(choice, piece.finish_reason)
                 yield _chunk(chat, index, {}, None, choice.finish_reason)
     if chat.body.stream_options is not None and chat.body.stream_options.include_usage:
-        yield _frame(chat, [], chat.usage(job).model_dump())
+        yield _frame(chat, [], job.usage.model_dump())
 
 
 def _deltas(choice: _Choice, said: Said, *, silent: bool) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from luthier.core.log import logger
 from luthier.server.errors import ApiError
+from luthier.server.inbox import ClientGone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ class Guard:
             await self._app(scope, passing.receive, passing.send)
         except ApiError as error:
             await passing.refuse(error)
+        except ClientGone:
+            pass
         except Exception as error:  # noqa: BLE001  whatever it is, the client gets a reply that it can read
             logger.exception("request %s failed", passing.id)
             await passing.refuse(ApiError(500, f"this request failed: {type(error).__name__}; the log says more"))

@@ -12,14 +12,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from luthier.engines.shaping import Piece
 
 MOST_HELD = 65536
 """Numbers held for one connection: each token counts one and one more for every alternative reported beside it."""
-
-
-class TooSlow(Exception):
-    """The reader left more waiting than is held for it."""
 
 
 class ClientGone(Exception):
@@ -29,8 +27,8 @@ class ClientGone(Exception):
 class Inbox:
     """Filled by the engine's thread, emptied by the connection's task."""
 
-    def __init__(self, most: int = MOST_HELD) -> None:
-        self._most, self._held = most, 0
+    def __init__(self, overflowed: Callable[[], None], most: int = MOST_HELD) -> None:
+        self._overflowed, self._most, self._held = overflowed, most, 0
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._pieces: deque[tuple[int, Piece]] = deque()
@@ -43,19 +41,20 @@ class Inbox:
             if self._failure is not None:
                 return
             self._held += sum(1 + len(token.top) for token in piece.tokens)
-            if self._held > self._most:
-                self._failure = TooSlow()
-                self._pieces.clear()
-            else:
+            full = self._held > self._most
+            if not full:
                 self._pieces.append((number, piece))
-            wake = len(self._pieces) <= 1
-        if wake:
+            wake = len(self._pieces) == 1
+        if full:
+            self._loop.call_soon_threadsafe(self._overflowed)
+        elif wake:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def fail(self, error: BaseException) -> None:
         """Let the reader end with `error`, now. Called by the connection's own loop."""
         with self._lock:
             self._failure = self._failure or error
+            self._pieces.clear()
         self._arrived.set()
 
     async def take(self, patience_seconds: float) -> list[tuple[int, Piece]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import LuthierError
 from luthier.server.errors import DO_NOT_RETRY, ApiError
-from luthier.server.inbox import ClientGone, Inbox, TooSlow
+from luthier.server.inbox import ClientGone, Inbox
+from luthier.server.replies import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from luthier.core.types import Prompt, Sampling
+    from luthier.engines.requests import Request
     from luthier.engines.shaping import Piece, Shaping
     from luthier.server.service import Service
     from luthier.server.voice import Voice
@@ -44,12 +46,11 @@ class Job:
     def __init__(self, service: Service, voice: Voice, work: Work, receive: Receive) -> None:
         self._service, self._voice, self._work = service, voice, work
         self._receive = receive
-        self._inbox = Inbox()
+        self._inbox = Inbox(self._overflowed)
         self._began = time.perf_counter()
         self._first: float | None = None
-        self.tokens_out = 0
         self._open = len(work.prompts) * work.n
-        self._requests: list[object] = []
+        self._requests: list[Request] = []
         self._places = 0
         self._helpers: list[asyncio.Task[None] | asyncio.TimerHandle] = []
 
@@ -57,6 +58,18 @@ class Job:
     def tokens_in(self) -> int:
         """Return the tokens of all prompts."""
         return sum(len(prompt) for prompt in self._work.prompts)
+
+    @property
+    def tokens_out(self) -> int:
+        """Return the tokens of the answers that have ended, those of stop texts and the end of turn among them."""
+        ended = (answer for request in self._requests for answer in request.answers if answer is not None)
+        return sum(len(answer.tokens) for answer in ended)
+
+    @property
+    def usage(self) -> Usage:
+        """Return what the request took."""
+        taken, given = self.tokens_in, self.tokens_out
+        return Usage(prompt_tokens=taken, completion_tokens=given, total_tokens=taken + given)
 
     async def start(self) -> None:
         """Hand the work to the engine. Raises ApiError when there is no place or the engine refuses it."""
@@ -77,8 +90,9 @@ class Job:
         self._helpers.append(asyncio.get_running_loop().call_later(limit, self.fail, late, "timeout"))
         self._helpers.append(asyncio.create_task(self._watch_client()))
 
-    def _submit(self) -> list[object]:
-        work, pump, taken = self._work, self._voice.pump, []
+    def _submit(self) -> list[Request]:
+        work, pump = self._work, self._voice.pump
+        taken: list[Request] = []
         try:
             for number, prompt in enumerate(work.prompts):
                 reader = _reader(self._inbox, number)
@@ -100,6 +114,10 @@ class Job:
         """Let whoever reads the answer see `error`, and stop the engine's work on it."""
         self._service.metrics.cancelled.labels(reason).inc()
         self._inbox.fail(error)
+        self.close()
+
+    def _overflowed(self) -> None:
+        self.fail(ApiError(503, "the answer was read too slowly", code="slow_reader"), "slow_reader")
 
     async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
         """Yield pieces as they come until every answer has ended; an empty list after some time of silence.
@@ -107,21 +125,14 @@ class Job:
         Each comes with the number of the choice that it belongs to. Raises ApiError or ClientGone.
         """
         while self._open > 0:
-            try:
-                found = await self._inbox.take(SILENCE_SECONDS)
-            except TooSlow as error:
-                self._service.metrics.cancelled.labels("slow_reader").inc()
-                raise ApiError(503, "the answer was read too slowly", code="slow_reader") from error
+            found = await self._inbox.take(SILENCE_SECONDS)
             self._note(found)
             yield [(number * self._work.n + piece.index, piece) for number, piece in found]
 
     def _note(self, found: list[tuple[int, Piece]]) -> None:
-        count = sum(len(piece.tokens) for _, piece in found)
-        if count and self._first is None:
+        if found and self._first is None:
             self._first = time.perf_counter()
             self._service.metrics.first_token.observe(self._first - self._began)
-        self.tokens_out += count
-        self._service.metrics.tokens_out.inc(count)
         ends = [piece for _, piece in found if piece.finish_reason is not None]
         self._open -= len(ends)
         if any(piece.finish_reason == "abort" for piece in ends):
@@ -136,6 +147,7 @@ class Job:
             return
         self._service.jobs.discard(self)
         self._service.release(self._places)
+        self._service.metrics.tokens_out.inc(self.tokens_out)
         if self._open > 0:
             self._service.given_up += 1
             for request in self._requests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,7 +16,9 @@ from luthier.server.metrics import Metrics
 from luthier.server.voice import Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
+
+    from starlette.requests import Request
 
     from luthier.config.schema import ServeConfig
     from luthier.server.job import Job
@@ -43,7 +46,7 @@ class Service:
         self.voices: dict[str, Voice] = {}
         self._served: Served | None = None
         # Templates and tokenizers one at a time, beside the loop that moves bytes.
-        self._reader = ThreadPoolExecutor(1, "prompts")
+        self._reader, self._computer = ThreadPoolExecutor(1, "prompts"), ThreadPoolExecutor(1, "scores")
         self._watch_numbers()
 
     def _watch_numbers(self) -> None:
@@ -107,7 +110,8 @@ class Service:
         self._give_up()
         if self._served is not None:
             self._served.pump.close(0)
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._reader, self._computer):
+            threads.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped: %d requests were answered, %d were given up", self.finished, self.given_up)
 
     # ---- what requests need
@@ -143,11 +147,15 @@ class Service:
         """Run what takes time on the thread for prompts."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *args)
 
-    def admit(self, answers: int) -> None:
+    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+        """Run what takes the engine's time on a thread of its own."""
+        return await asyncio.get_running_loop().run_in_executor(self._computer, work, *args)
+
+    def admit(self, answers: int, field: str = "n") -> None:
         """Take places for answers; `release` gives them back. Raises ApiError when there is none."""
         most = self.limits.max_concurrent + self.limits.max_queue
         if answers > most:
-            raise bad(f"{answers} answers at once are more than the {most} that this server holds", "n")
+            raise bad(f"{answers} answers at once are more than the {most} that this server holds", field)
         if self.taken + answers > most:
             raise ApiError(
                 429,
@@ -160,3 +168,17 @@ class Service:
     def release(self, answers: int) -> None:
         """Give places back."""
         self.taken -= answers
+
+    @contextmanager
+    def places(self, answers: int, field: str) -> Generator[None]:
+        """Hold places inside the block."""
+        self.admit(answers, field)
+        try:
+            yield
+        finally:
+            self.release(answers)
+
+    @staticmethod
+    def client(request: Request, user: str | None) -> str:
+        """Return whose turn it is: requests under one key and of one user share their turns."""
+        return f"{request.scope.get('luthier.key', '')}/{user or ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from luthier.server.job import Job
 
+SEND_SECONDS = 30.0
+"""A reader that takes nothing for this long is given up."""
 ALIVE = b": still there\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -30,7 +33,7 @@ def event(data: Mapping[str, Any]) -> bytes:
 class EventStream(Response):
     """Sends events while a job runs, and closes the job in every case."""
 
-    def __init__(self, job: Job, events: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+    def __init__(self, job: Job | None, events: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
         self.job, self.events = job, events
         self.status_code, self.background = 200, None
         self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store",
@@ -42,12 +45,14 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for part in self._parts():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except ClientGone:
+        except (ClientGone, TimeoutError):
             pass
         finally:
-            self.job.close()
+            if self.job is not None:
+                self.job.close()
 
     async def _parts(self) -> AsyncIterator[bytes]:
         try:

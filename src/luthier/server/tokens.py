@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from functools import cached_property, lru_cache
@@ -25,6 +26,18 @@ def _bytes_of_letters() -> dict[str, int]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+class Place:
+    """Where the next token of a text begins, in characters; several tokens may share one."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def move(self, data: bytes) -> None:
+        """Go on behind a token."""
+        self.characters += len(self._decoder.decode(data))
 
 
 class TokenTexts:
@@ -67,17 +80,17 @@ class TokenTexts:
         data = self.bytes_of(token)
         return TopLogprob(token=data.decode("utf-8", "replace"), logprob=max(logp, _LEAST), bytes=list(data))
 
-    def column(self, tokens: Sequence[ScoredToken | int], offset: int, *, top: bool) -> TextLogprobs:
-        """Return tokens as completions report them; a bare number is a token without a probability."""
+    def column(self, tokens: Sequence[ScoredToken | int], place: Place, *, top: bool) -> TextLogprobs:
+        """Return tokens as completions report them, from a place on; a bare number is a token without a probability."""
         found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[] if top else None, text_offset=[])
         for token in tokens:
             bare = isinstance(token, int)
-            text = self.text_of(token if bare else token.token)
-            found.tokens.append(text)
+            data = self.bytes_of(token if bare else token.token)
+            found.tokens.append(data.decode("utf-8", "replace"))
             found.token_logprobs.append(None if bare else max(token.logp, _LEAST))
             if found.top_logprobs is not None:
                 best = None if bare else {self.text_of(i): max(logp, _LEAST) for i, logp in reversed(token.top)}
                 found.top_logprobs.append(best)
-            found.text_offset.append(offset)
-            offset += len(text)
+            found.text_offset.append(place.characters)
+            place.move(data)
         return found
