@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(command: str, config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
     """Run "train", "evaluate", "export" or "estimate" with a YAML file or a mapping of settings.
 
-    Returns TrainResult, Evaluation, the exported folder (Path) or Estimate. Raises a LuthierError whose message says
+    Returns TrainResult, Comparison, the exported folder (Path) or Estimate. Raises a LuthierError whose message says
     what was wrong, what was found and what to do.
 
     >>> run("trian", {"model_name_or_path": "smollm2-135m"})
@@ -39,9 +39,9 @@ def _train(config: RunConfig) -> Any:
 
 
 def _evaluate(config: RunConfig) -> Any:
-    from luthier.workflows.evaluate import evaluate
+    from luthier.workflows.evaluate import evaluate_all
 
-    return evaluate(config)
+    return evaluate_all([config])
 
 
 def _export(config: RunConfig) -> Any:

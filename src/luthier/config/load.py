@@ -42,6 +42,10 @@ _INPUT_PATHS = (
     ("data", "dataset_dir"),
     ("rollout", "reward_model"),
     ("rollout", "critic_model"),
+    ("evaluate", "eval_general_dataset"),
+    ("evaluate", "task"),
+    ("evaluate", "task_dir"),
+    ("evaluate", "eval_tasks_dir"),
 )
 """Section and key of what is read, never of what is written: these are looked for beside the file, too."""
 

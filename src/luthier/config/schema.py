@@ -6,34 +6,14 @@ all sections, so that a flat file needs no section headers; names that fine-tuni
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from luthier.config.evaluation import EvaluateConfig
+from luthier.config.values import Bytes, Names, Numbers, Positive, Share, split_commas
 from luthier.core.types import Sampling
-
-
-def _split_commas(value: object) -> object:
-    if value is None:
-        return []
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _bytes_of(value: object) -> object:
-    """Read "6GB", "512 MiB" and the like."""
-    if value is None or isinstance(value, int):
-        return value
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?)B\s*", str(value), re.IGNORECASE)
-    if found is None:
-        raise ValueError("write a number with its unit, such as 6GB or 512MiB")
-    unit = found[2].upper()
-    return int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** (1 + "KMGT".index(unit[0])))
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_commas)]
 
 
 def _as_part(value: object) -> object:
@@ -59,7 +39,7 @@ class NamedPart:
 
 
 Part = Annotated[NamedPart, BeforeValidator(_as_part)]
-Parts = Annotated[tuple[Part, ...], BeforeValidator(_split_commas)]
+Parts = Annotated[tuple[Part, ...], BeforeValidator(split_commas)]
 Schedule = Literal[
     "linear",
     "cosine",
@@ -73,9 +53,6 @@ Schedule = Literal[
     "warmup_stable_decay",
 ]
 """Schedules that depend on the step alone."""
-Positive = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, BeforeValidator(_bytes_of), Field(ge=10**8)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,23 +298,14 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """How answers are generated and graded by `luthier evaluate`."""
-
-    predict_batch_size: Positive = 32
-    """Prompts generated together."""
-    predict_samples: Annotated[int, Field(ge=0)] = 0
-    """Most rows to predict; 0 takes all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """What `luthier export` writes."""
 
     export_dir: str | None = None
     """Folder to write; none writes export/<format> inside the run directory."""
-    export_format: Literal["merged", "adapter", "gguf", "ollama", "all"] = "merged"
-    """merged: a whole model; adapter: only what was trained; gguf: for llama.cpp; ollama: GGUF with its Modelfile;
+    export_format: Literal["merged", "adapter", "gguf", "gguf_adapter", "ollama", "all"] = "merged"
+    """merged: a whole model; adapter: only what was trained; gguf: for llama.cpp; gguf_adapter: a LoRA for it;
+    ollama: GGUF with its Modelfile;
     all: each of them that this model has."""
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of merged weights; none keeps that of the base model."""

@@ -32,7 +32,7 @@ from luthier.models.load import ModelFiles, find, load_for_inference, load_token
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
-    from luthier.config.schema import DataConfig, RunConfig
+    from luthier.config.schema import DataConfig, ModelConfig, RunConfig
 
 
 @dataclass(slots=True)
@@ -223,15 +223,18 @@ def load_base_speaker(config: RunConfig) -> Speaker:
     name = config.model.model_name_or_path
     if find(config.model).adapter is not None:
         return load_speaker(config, with_adapter=False)
-    base = _base_of_run(name)
+    base = base_of_run(config.model)
     if base is None:
         raise ModelError(f"{name} is no run directory and no adapter, so there is no base to compare it with")
-    return load_speaker(replace(config, model=replace(config.model, model_name_or_path=base)))
+    return load_speaker(replace(config, model=base))
 
 
-def _base_of_run(name: str) -> str | None:
-    """Return the model that a run was started from."""
-    for folder in (Path(name).expanduser(), Path(name).expanduser().parent):
+def base_of_run(config: ModelConfig) -> ModelConfig | None:
+    """Return the model that a run was started from, with the adapters that were merged into it; None for no run."""
+    path = Path(config.model_name_or_path).expanduser()
+    for folder in (path, path.parent):
         if is_run(folder):
-            return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["model_name_or_path"]
+            said = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
+            adapters = tuple(said.get("adapter_name_or_path") or ())
+            return replace(config, model_name_or_path=said["model_name_or_path"], adapter_name_or_path=adapters)
     return None

@@ -1,76 +1,245 @@
-"""Answer held-out rows with a model and grade the answers."""
+"""Measure models on rows that they were not trained on: a run beside its base, and beside other runs."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+import gc
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ConfigError, DataError
-from luthier.core.findings import RowError
+from luthier.config.load import dump
+from luthier.config.schema import ModelConfig, RunConfig
+from luthier.core.anatomy import plain_model
+from luthier.core.errors import ModelError, RunError
+from luthier.core.log import logger
 from luthier.core.paths import write_whole
-from luthier.data.prepare import Preparer
-from luthier.data.rows import check_kind
-from luthier.data.sources import find_sources, read_rows
-from luthier.evaluation.predict import Prediction, exact_match, predict, wilson_interval
-from luthier.workflows.build import load_base_speaker, load_speaker
+from luthier.evaluation import results
+from luthier.evaluation.kind import Evaluation, Kind
+from luthier.evaluation.measure import compare, unique
+from luthier.evaluation.subject import Subject
+from luthier.kernels.cpu import give_pages_back, prepare_process
+from luthier.models.adapters import switched_off
+from luthier.models.device import place
+from luthier.models.load import find, load_for_inference
+from luthier.models.reward_files import refuse_reward_model
+from luthier.runs.store import is_run
+from luthier.workflows.build import base_of_run, check_engine, make_engine, make_template
+from luthier.workflows.held_out import make_kinds
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Generator, Mapping, Sequence
 
-    from luthier.config.schema import RunConfig
-    from luthier.core.types import Example
+OF_THE_ROWS = ("dataset", "eval_dataset", "val_size", "dataset_dir", "formatting", "columns", "tags", "pairs",
+               "max_samples", "cutoff_len", "too_long", "bad_rows")  # fmt: skip
+"""Settings that say which rows are read: those of the first source hold for all."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The numbers of several models on the same rows."""
+
+    evaluations: list[Evaluation]
+    folders: list[Path] = field(default_factory=list[Path])
+    """Where results were written."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every number, as results.json holds them."""
+        return {"models": [results.plain_evaluation(each) for each in self.evaluations]}
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Graded answers of one model."""
+class Job:
+    """One source: a model, and the one that it was made from where there is one."""
 
-    model: str
-    exact_match: float
-    interval: tuple[float, float]
-    """95 % confidence."""
-    predictions: list[Prediction]
+    config: RunConfig
+    name: str
+    run: Path | None
+    base: ModelConfig | None
+    """The base as settings; for an adapter those of the model itself, because its base is the model without it."""
+    is_adapter: bool
 
-    def line(self) -> str:
-        """Return the result in one line."""
-        low, high = self.interval
-        count = len(self.predictions)
-        return f"{self.model}: exact match {self.exact_match:.3f} (95 %: {low:.3f} to {high:.3f}, {count} rows)"
+    @property
+    def base_name(self) -> str:
+        """Return how the base is called in results."""
+        files = find(self.config.model).below if self.is_adapter or self.base is None else find(self.base)
+        below = "".join(f" + {adapter}" for adapter in files.adapters)
+        return f"base {files.public_base or files.base}{below}"
+
+    @property
+    def base_key(self) -> str:
+        """Return what is equal for runs with one base that is asked in the same way."""
+        data, model = self.config.data, self.config.model
+        return repr((self.base_name, data.template, data.default_system, data.enable_thinking, model.quantization))
 
 
 def evaluate(config: RunConfig, *, base: bool = False, out: Path | None = None) -> Evaluation:
-    """Answer the rows of `eval_dataset` greedily, or as `generate` says, and count exact answers.
+    """Measure one model, or with `base` the one that it was made from; write nothing but its answers to `out`.
 
-    `base` grades the model that this one was made from. Writes the predictions to `out` as JSON lines when given.
+    Raises ConfigError, DataError, ModelError and DependencyError, most of them before a model is loaded.
     """
-    names = config.data.eval_dataset
-    if not names:
-        raise ConfigError("eval_dataset is required: the rows to answer", code="config_missing")
-    speaker = load_base_speaker(config) if base else load_speaker(config)
-    examples = read_examples(config, Preparer(speaker.template, config.data, "answer"))
-    predictions = predict(examples, template=speaker.template, engine=speaker.engine, how=config.generate)
-    share = exact_match(predictions)
-    name = f"base of {config.model.model_name_or_path}" if base else config.model.model_name_or_path
+    (job,) = plan([config], base=base)
+    kinds = make_kinds(config)
+    refuse_file(out)
+    if base and not job.is_adapter:
+        assert job.base is not None
+        config = replace(config, model=job.base)
+    with loaded(config, job.base_name if base else job.name) as subject:
+        if base and job.is_adapter:
+            with switched_off(subject.model):
+                evaluation = measure(kinds, subject)
+        else:
+            evaluation = measure(kinds, subject)
+    write_predictions(evaluation, out)
+    return evaluation
+
+
+def evaluate_all(
+    configs: Sequence[RunConfig], *, base: bool | None = None, out: Path | None = None, name: str | None = None
+) -> Comparison:
+    """Measure every model of `configs` on the rows of the first, and what each was made from.
+
+    `base`: None measures bases where there are some, True insists on them, False leaves them out. `out`: a folder for
+    all results, or a .jsonl file for the answers of the last model; without a folder, results go to
+    evaluation/`name` (or the time) of each run directory.
+    """
+    jobs = plan(configs, base=base)
+    lines, folder = (out, None) if out is not None and out.suffix == ".jsonl" else (None, out)
+    refuse_file(lines)
+    folders = [results.folder_for(job.run, folder, name) for job in jobs]
+    kinds = make_kinds(jobs[0].config)
+    bases: dict[str, Evaluation] = {}
+    tuned = [_measure_job(job, kinds, bases) for job in jobs]
+    for job, evaluation in zip(jobs, tuned, strict=True):
+        reference = bases.get(job.base_key) or next(iter([*bases.values(), tuned[0]]))
+        if reference is not evaluation:
+            set_against(kinds, reference, evaluation)
+    comparison = Comparison([*bases.values(), *tuned])
+    write_predictions(tuned[-1], lines)
+    settings = dump(jobs[0].config)
+    if folder is not None:
+        comparison.folders.append(results.write(folder, results.Written(settings, comparison.evaluations)))
+        return comparison
+    for job, evaluation, each in zip(jobs, tuned, folders, strict=True):
+        if each is not None:
+            reference = [other for other in comparison.evaluations if other.model == evaluation.against]
+            written = results.Written({**settings, "model": dump(job.config)["model"]}, [*reference, evaluation])
+            comparison.folders.append(results.write(each, written))
+    return comparison
+
+
+# ---- which models
+
+
+def plan(configs: Sequence[RunConfig], *, base: bool | None) -> list[Job]:
+    """Return a job for each source, with the rows and the ways of measuring of the first.
+
+    Raises ModelError when one cannot be measured.
+    """
+    first = configs[0]
+    rows = {name: getattr(first.data, name) for name in OF_THE_ROWS}
+    names = unique([config.model.model_name_or_path for config in configs])
+    jobs: list[Job] = []
+    for config, name in zip(configs, names, strict=True):
+        files = find(config.model)
+        refuse_reward_model(files)
+        check_engine(config)
+        shared = replace(
+            config,
+            data=replace(config.data, **rows),
+            train=replace(config.train, seed=first.train.seed),
+            objective=first.objective,
+            generate=first.generate,
+            evaluate=first.evaluate,
+        )
+        is_adapter = files.adapter is not None
+        made_from = None if base is False else config.model if is_adapter else base_of_run(config.model)
+        if base and made_from is None:
+            raise ModelError(f"{name} is no run directory and no adapter, so there is no base to compare it with")
+        folder = Path(config.model.model_name_or_path).expanduser()
+        run = next((each for each in (folder, folder.parent) if is_run(each)), None)
+        jobs.append(Job(shared, name, run, made_from, is_adapter))
+    return jobs
+
+
+@contextmanager
+def loaded(config: RunConfig, name: str) -> Generator[Subject]:
+    """Load a model for the time of the block; its memory is given back behind it."""
+    prepare_process(config.model.threads)
+    placement = place(config.model)
+    logger.info("%s: %s", name, placement.reason)
+    model, tokenizer = load_for_inference(config.model, placement)
+    subject = _subject(name, model, tokenizer, config)
+    try:
+        yield subject
+    finally:
+        subject.release()
+        del model
+        gc.collect()
+        give_pages_back()
+
+
+def _subject(name: str, model: Any, tokenizer: Any, config: RunConfig) -> Subject:
+    template = make_template(tokenizer, config.data, plain_model(model).config.model_type)
+    return Subject(name, model, template, lambda: make_engine(model, tokenizer, config))
+
+
+# ---- measuring
+
+
+def _measure_job(job: Job, kinds: Mapping[str, Kind], bases: dict[str, Evaluation]) -> Evaluation:
+    """Measure a model and, where no other job has done it, its base; never both in memory at once."""
+    wants_base = job.base is not None and job.base_key not in bases
+    with loaded(job.config, job.name) as subject:
+        evaluation = measure(kinds, subject)
+        if wants_base and job.is_adapter:
+            model, template, make = subject.model, subject.template, subject.make_engine
+            subject.release()
+            with switched_off(model):
+                bases[job.base_key] = measure(kinds, Subject(job.base_name, model, template, make))
+    if wants_base and not job.is_adapter and job.base is not None:
+        with loaded(replace(job.config, model=job.base), job.base_name) as subject:
+            bases[job.base_key] = measure(kinds, subject)
+    return evaluation
+
+
+def measure(kinds: Mapping[str, Kind], subject: Subject) -> Evaluation:
+    """Let every kind measure a model."""
+    evaluation = Evaluation(subject.name)
+    for name, kind in kinds.items():
+        logger.info("%s: %s", subject.name, name)
+        evaluation.outcomes[name] = kind.measure(subject)
+    evaluation.predictions = subject.memo.get("answers", [])
+    return evaluation
+
+
+def set_against(kinds: Mapping[str, Kind], reference: Evaluation, candidate: Evaluation) -> None:
+    """Fill in how `candidate` differs from `reference`, over the rows that both were measured on."""
+    candidate.against = reference.model
+    there = {each.name: each for each in reference.measures}
+    pairs = {each.name: compare(each, there[each.name]) for each in candidate.measures if each.name in there}
+    candidate.differences = {name: found for name, found in pairs.items() if found is not None}
+    for name, kind in kinds.items():
+        more, own = kind.against(reference, candidate), candidate.outcomes[name]
+        candidate.outcomes[name] = replace(
+            own,
+            measures=(*own.measures, *more.measures),
+            lines=(*own.lines, *more.lines),
+            notes=(*own.notes, *more.notes),
+        )
+
+
+# ---- answers as one file
+
+
+def refuse_file(out: Path | None) -> None:
+    """Raise RunError when the file for answers is there already."""
+    if out is not None and out.exists():
+        raise RunError(f"{out} is there already and is not written over; choose another name", code="run_exists")
+
+
+def write_predictions(evaluation: Evaluation, out: Path | None) -> None:
+    """Write the answers of a model as JSON lines, where a file is asked for."""
     if out is not None:
-        write_whole(out, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))
-    return Evaluation(name, share, wilson_interval(share, len(predictions)), predictions)
-
-
-def read_examples(config: RunConfig, preparer: Preparer) -> list[Example]:
-    """Return the examples of `eval_dataset`. Raises DataError naming the first bad row."""
-    examples: list[Example] = []
-    config_rows = replace(config.data, max_samples=config.evaluate.predict_samples)
-    sources = find_sources(config.data.eval_dataset, config_rows)
-    check_kind(sources, "answer")
-    for source in sources:
-        for row in read_rows(source):
-            if row.finding is not None:
-                raise DataError(str(row.finding), code="data_bad_row")
-            try:
-                examples.append(preparer.example_of(row, source))
-            except RowError as error:
-                raise DataError(f"{row.where} {error}", code="data_bad_row") from error
-    if not examples:
-        raise DataError("eval_dataset has no rows", code="data_empty")
-    return examples
+        outcome = evaluation.outcomes.get("generate")
+        write_whole(out, results.json_lines([] if outcome is None else outcome.lines))

@@ -1,0 +1,1 @@
+"""How answers are graded, one file a library."""
