@@ -66,10 +66,10 @@ def grade(reward: Any, name: str, text: str) -> float | None:
 def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A judge that likes long answers; tests/rewards/test_judge.py asks one over HTTP."""
 
-    def ask(self: object, text: str) -> str:
+    def ask(base_url: str, model: str, text: str, **_: Any) -> str:
         return f"Score: {len(text) % 11}"
 
-    monkeypatch.setattr("luthier.rewards.judge.Judge._ask", ask)
+    monkeypatch.setattr("luthier.rewards.judge.ask", ask)
     return ask
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from luthier.config.schema import Positive
 from luthier.core.errors import ConfigError
 from luthier.core.registry import REWARDS
+from luthier.rewards.endpoint import ask
 from luthier.rewards.regex import check_pattern
 from luthier.rewards.texts import text_column
 
@@ -32,7 +31,6 @@ Answer:
 {answer}
 
 End with a line that holds a whole number from 0 (useless) to 10 (perfect): Score: N"""
-LARGEST_REPLY = 1 << 20
 _PLACE = re.compile(r"\{(question|answer|reference)\}")
 
 
@@ -98,7 +96,14 @@ class Judge:
             "answer": answer.completion.text,
             "reference": reference,
         }
-        said = self._ask(_PLACE.sub(lambda place: parts[place[1]], self.prompt))
+        said = ask(
+            self.base_url,
+            self.model,
+            _PLACE.sub(lambda place: parts[place[1]], self.prompt),
+            key_variable=self.api_key_env,
+            max_tokens=self.max_tokens,
+            seconds=0.9 * self.time_limit_seconds,  # at the limit itself all other requests end too
+        )
         scores = list(re.finditer(self.score_pattern, said))
         if not scores:
             raise ValueError(f"the judge gave no score: {said[-200:]!r}")
@@ -106,53 +111,3 @@ class Judge:
         if math.isnan(score):
             raise ValueError(f"the judge's score is no number: {said[-200:]!r}")
         return min(1.0, max(0.0, (score - self.lowest) / (self.highest - self.lowest)))
-
-    def _ask(self, text: str) -> str:
-        import urllib.error
-        import urllib.request
-
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-        }
-        headers = {"Content-Type": "application/json"}
-        if self.api_key_env:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.api_key_env, '')}"
-        url = self.base_url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
-        seconds = 0.9 * self.time_limit_seconds  # at the limit itself all other requests end too
-        opener = urllib.request.build_opener(_no_redirects())
-        try:
-            with opener.open(request, timeout=seconds) as reply:
-                data = _read(reply, time.monotonic() + seconds)
-        except urllib.error.HTTPError as error:
-            shown = error.read(300).decode(errors="replace")
-            raise ValueError(f"{url} answers {error.code}: {' '.join(shown.split())}") from None
-        try:
-            return str(json.loads(data)["choices"][0]["message"]["content"])
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise ValueError(f"{url} answers something else than a chat completion: {data[:200]!r}") from None
-
-
-def _read(reply: Any, deadline: float) -> bytes:
-    data = b""
-    while more := reply.read1(1 << 16):
-        data += more
-        if len(data) > LARGEST_REPLY:
-            raise ValueError("the judge's reply is too large")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the judge's reply took too long")
-    return data
-
-
-def _no_redirects() -> Any:
-    """Return a handler that follows no redirect: the key is for the address in the settings alone."""
-    from urllib.request import HTTPRedirectHandler
-
-    class Stay(HTTPRedirectHandler):
-        def redirect_request(self, *_: Any, **__: Any) -> None:
-            return None
-
-    return Stay()
