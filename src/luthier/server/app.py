@@ -44,7 +44,12 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _ASKED = _errors(400, 404, 413, 429, 500, 503, 504)
-_STREAMED = {200: {"description": "The answer; with stream: true as server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_STREAMED = {
+    200: {
+        "description": "The answer; with stream: true as server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 
 def make_app(service: Service, keys: Keys) -> FastAPI:
@@ -127,7 +132,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
         "/metrics",
         summary="Numbers for Prometheus",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text form 0.0.4."}, **_errors()},
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text form 0.0.4."},
+            **_errors(),
+        },
     )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -142,11 +150,18 @@ def _replied(found: Any) -> Response:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", responses={**_STREAMED, **_ASKED}, response_model=ChatReply, summary="Answer a conversation")
+    @app.post(
+        "/v1/chat/completions",
+        responses={**_STREAMED, **_ASKED},
+        response_model=ChatReply,
+        summary="Answer a conversation",
+    )
     async def chat(body: ChatRequest, request: Request) -> Response:
         return _replied(await answer_chat(service, body, request))
 
-    @app.post("/v1/completions", responses={**_STREAMED, **_ASKED}, response_model=TextReply, summary="Go on with texts")
+    @app.post(
+        "/v1/completions", responses={**_STREAMED, **_ASKED}, response_model=TextReply, summary="Go on with texts"
+    )
     async def complete(body: CompletionRequest, request: Request) -> Response:
         return _replied(await answer_completion(service, body, request))
 

@@ -71,12 +71,12 @@ def _read(body: ChatRequest, voice: Voice, client: str) -> _Chat:
     if body.top_logprobs and not body.logprobs:
         raise bad("top_logprobs needs logprobs: true", "top_logprobs")
     most = _most_tokens(body)
-    box = toolbox_of(body, voice)
     prompt, opened = read_conversation(body, voice)
+    box = toolbox_of(body, voice, opened=opened)
     how = sampling(body, voice, len(prompt), most, voice.how.max_new_tokens)
     shape = shaping(body, voice, top=body.top_logprobs or 0, guide=box.guide)
     work = Work(prompts=[prompt], how=how, shaping=shape, n=body.n or 1, client=client)
-    return _Chat(body, voice, work, [_Choice(box.listener(how, opened=opened)) for _ in range(work.n)])
+    return _Chat(body, voice, work, [_Choice(box.listener()) for _ in range(work.n)])
 
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Any:

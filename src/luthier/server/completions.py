@@ -79,9 +79,7 @@ class _Completion:
             choice.finish_reason = piece.finish_reason
         return self.said(choice, piece.text, piece.tokens)
 
-    def said(
-        self, choice: _Choice, text: str, tokens: Sequence[ScoredToken | int]
-    ) -> tuple[str, TextLogprobs | None]:
+    def said(self, choice: _Choice, text: str, tokens: Sequence[ScoredToken | int]) -> tuple[str, TextLogprobs | None]:
         """Return text and the log-probabilities of its tokens, at its place behind what was said before."""
         top = self.body.logprobs
         found = None if top is None else self.voice.texts.column(tokens, choice.place, top=top > 0)
@@ -111,7 +109,9 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
     if found.only_scores:
         taken = sum(len(prompt) for prompt in found.work.prompts)
         usage = Usage(prompt_tokens=taken, completion_tokens=0, total_tokens=taken)
-        return EventStream(None, _events(found, None, usage), headers) if body.stream else (_reply(found, usage), headers)
+        return (
+            EventStream(None, _events(found, None, usage), headers) if body.stream else (_reply(found, usage), headers)
+        )
     job = Job(service, voice, found.work, request.receive)
     await job.start()
     if body.stream:
@@ -167,9 +167,7 @@ async def _nothing() -> AsyncIterator[list[tuple[int, Piece]]]:
         yield pieces
 
 
-def _chunk(
-    found: _Completion, number: int, text: str, logprobs: TextLogprobs | None, reason: str | None
-) -> bytes:
+def _chunk(found: _Completion, number: int, text: str, logprobs: TextLogprobs | None, reason: str | None) -> bytes:
     shown = None if logprobs is None else logprobs.model_dump()
     return _frame(found, [{"index": number, "text": text, "logprobs": shown, "finish_reason": reason}], None)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.types import Message
+from luthier.data.chat_format import THINK
 from luthier.server.errors import bad
 from luthier.server.requests import AssistantMessage, ToolMessage
+from luthier.server.tools import offered
 
 if TYPE_CHECKING:
     from luthier.server.requests import ChatRequest, TextPart
@@ -18,18 +20,21 @@ _OPENING_TOKENS = 24
 """A thought is opened within this many tokens at the end of a prompt, if at all."""
 
 
-def read_conversation(body: ChatRequest, voice: Voice) -> tuple[list[int], str]:
-    """Return the prompt, and the text of its last tokens. Raises ApiError for what the template does not take."""
+def read_conversation(body: ChatRequest, voice: Voice) -> tuple[list[int], bool]:
+    """Return the prompt, and whether it opens a thought. Raises ApiError for what the template does not take."""
     template = voice.template_with(_variables(body, voice))
     messages = [_message(each, place, body) for place, each in enumerate(body.messages)]
-    tools = None if body.tool_choice == "none" or not body.tools else json.dumps([_tool(t) for t in _offered(body)])
+    described = [_tool(tool) for tool in offered(body)]
+    tools = json.dumps(described) if described else None
     try:
         prompt = template.prompt(messages, tools)
     except DataError as error:
         raise bad(str(error), "tools" if "[tools]" in str(error) else "messages", "template") from error
     if not prompt:
         raise bad("the chat template makes an empty prompt of these messages", "messages")
-    return prompt, template.tokenizer.decode(prompt[-_OPENING_TOKENS:], skip_special_tokens=False)
+    end = template.tokenizer.decode(prompt[-_OPENING_TOKENS:], skip_special_tokens=False)
+    opening, closing = THINK
+    return prompt, end.rfind(opening) > end.rfind(closing)
 
 
 def _variables(body: ChatRequest, voice: Voice) -> dict[str, Any]:
@@ -39,11 +44,6 @@ def _variables(body: ChatRequest, voice: Voice) -> dict[str, Any]:
     if "reasoning_effort" not in voice.variables:
         raise bad("reasoning_effort: this model's chat template does not know it; leave it out", "reasoning_effort")
     return {**given, "reasoning_effort": body.reasoning_effort}
-
-
-def _offered(body: ChatRequest) -> list[Any]:
-    """Return the tools that the model is told of: all, or the one that it must call."""
-    return body.tools or []
 
 
 def _tool(tool: Any) -> dict[str, Any]:
@@ -93,5 +93,3 @@ def _check_answered(message: ToolMessage, place: int, body: ChatRequest) -> None
         where = f"messages[{place}].tool_call_id"
         there = ", ".join(asked) or "none"
         raise bad(f"{where}: no earlier message calls {message.tool_call_id!r}; calls so far: {there}", where)
-
-

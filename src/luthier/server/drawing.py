@@ -50,9 +50,7 @@ def _prompt_field(body: Drawn) -> str:
     return "messages" if "messages" in type(body).model_fields else "prompt"
 
 
-def shaping(
-    body: Drawn, voice: Voice, *, top: int = 0, guide: Callable[[], Guide] | None = None
-) -> Shaping:
+def shaping(body: Drawn, voice: Voice, *, top: int = 0, guide: Callable[[], Guide] | None = None) -> Shaping:
     """Return what else a request asks of the decoder. Raises ApiError for tokens that are not there."""
     biases: dict[int, float] = {int(token): value for token, value in (body.logit_bias or {}).items()}
     check_ids(biases, voice, "logit_bias")

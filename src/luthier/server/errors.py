@@ -77,7 +77,9 @@ def of_validation(error: RequestValidationError) -> ApiError:
     if isinstance(error.body, bytes):
         return bad("the body must be JSON, announced by the header Content-Type: application/json", None)
     chosen = max(found, key=lambda each: len(_path(each["loc"], error.body)))
-    path = _path(chosen["loc"], error.body)
+    # Which of several kinds a value is, one of its fields says.
+    kind = str(chosen.get("ctx", {}).get("discriminator", "")).strip("'")
+    path = [*_path(chosen["loc"], error.body), *([kind] if kind else [])]
     name = spelled(path)
     refused = _REFUSED.get(str(path[-1])) if chosen["type"] != "missing" and path else None
     value = chosen.get("input")

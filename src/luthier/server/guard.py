@@ -52,7 +52,11 @@ class Guard:
         passing = _Passing(self._service, scope, receive, send, Headers(scope=scope))
         try:
             passing.allowed_origin = self._check_origin(passing.headers)
-            if scope["method"] == "OPTIONS" and passing.allowed_origin and "access-control-request-method" in passing.headers:
+            if (
+                scope["method"] == "OPTIONS"
+                and passing.allowed_origin
+                and "access-control-request-method" in passing.headers
+            ):
                 await passing.preflight()
                 return
             self._check_key(scope, passing.headers)
@@ -127,9 +131,7 @@ class _Passing:
             raise self._too_large(f"{int(length)}")
 
     def _too_large(self, found: str) -> ApiError:
-        return ApiError(
-            413, f"the body has {found} bytes; at most {self._most} are read", code="body_too_large"
-        )
+        return ApiError(413, f"the body has {found} bytes; at most {self._most} are read", code="body_too_large")
 
     async def receive(self) -> Message:
         """Hand on what comes, up to the bound."""
@@ -178,7 +180,9 @@ class _Passing:
         if not closing:
             await self._answer(error.status, response.raw_headers, bytes(response.body))
             return
-        await self.send({"type": "http.response.start", "status": error.status, "headers": [*response.raw_headers, *closing]})
+        await self.send(
+            {"type": "http.response.start", "status": error.status, "headers": [*response.raw_headers, *closing]}
+        )
         await self.send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):

@@ -22,7 +22,9 @@ class TextPrompt:
     text: str
 
 
-def read_prompts(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]], voice: Voice, field: str) -> list[TextPrompt]:
+def read_prompts(
+    given: str | Sequence[str] | Sequence[int] | Sequence[list[int]], voice: Voice, field: str
+) -> list[TextPrompt]:
     """Return the prompts of a request: a text, texts, ids, or lists of ids. Raises ApiError for those that cannot be read."""
     many = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
     return [_read(each, voice, field if len(many) == 1 else f"{field}[{place}]") for place, each in enumerate(many)]

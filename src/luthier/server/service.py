@@ -96,9 +96,7 @@ class Service:
             return
         self.state = "stopping"
         if self.jobs:
-            logger.info(
-                "stopping: %d requests may go on for %g s", len(self.jobs), self.limits.shutdown_grace_seconds
-            )
+            logger.info("stopping: %d requests may go on for %g s", len(self.jobs), self.limits.shutdown_grace_seconds)
         asyncio.get_running_loop().call_later(self.limits.shutdown_grace_seconds, self._give_up)
 
     def _give_up(self) -> None:

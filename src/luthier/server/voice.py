@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.chat_format import THINK
+from luthier.server.call_forms import form_of
 from luthier.server.errors import bad
 from luthier.server.tokens import TokenTexts
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from luthier.core.types import Sampling
+    from luthier.data.chat_format import ToolFormat
     from luthier.data.template import ChatTemplate
     from luthier.engines.pump import Pump
     from luthier.workflows.serve import Served
@@ -64,6 +67,24 @@ class Voice:
         return TokenTexts(self.served.tokenizer)
 
     @cached_property
+    def thinks(self) -> bool:
+        """Tell whether the model writes thoughts between marks."""
+        return THINK[1] in self.template.tokenizer.get_chat_template()
+
+    @cached_property
+    def call_form(self) -> ToolFormat | None:
+        """Return how the model writes calls of tools, if that is known."""
+        return form_of(self.template)
+
+    def shown_special(self, form: ToolFormat | None) -> frozenset[int]:
+        """Return the special tokens that mark thoughts and calls, which are read as text."""
+        marks = THINK if self.thinks else ()
+        if form is not None:
+            marks = (*marks, form.open, form.close, form.join, form.call, form.argument)
+        ends, control = self.served.engine.end_ids, self.template.control_tokens
+        return frozenset(i for text, i in control.items() if i not in ends and any(text in mark for mark in marks))
+
+    @cached_property
     def variables(self) -> frozenset[str]:
         """Return the names of the variables that requests may give to the template."""
         import jinja2
@@ -88,7 +109,9 @@ class Voice:
                 raise bad(f"the chat template knows no variable {name!r}; it knows: {there}", "chat_template_kwargs")
             spelled = [token for token in self.template.control_tokens if token in str(value)]
             if spelled:
-                raise bad(f"chat_template_kwargs.{name} spells the special token {spelled[0]!r}", "chat_template_kwargs")
+                raise bad(
+                    f"chat_template_kwargs.{name} spells the special token {spelled[0]!r}", "chat_template_kwargs"
+                )
         return self._templates(json.dumps(dict(variables), sort_keys=True))
 
     def _with_variables(self, spelled: str) -> ChatTemplate:

@@ -115,7 +115,9 @@ class Plan:
         files, config = self.sources[name]
         own = tokenizer if files == self.files else load_tokenizer(files, config.model)
         if own is not tokenizer and own.get_vocab() != tokenizer.get_vocab():
-            raise ModelError(f"adapter {name} has a vocabulary of its own, so it cannot share the model; serve it alone")
+            raise ModelError(
+                f"adapter {name} has a vocabulary of its own, so it cannot share the model; serve it alone"
+            )
         try:
             return make_template(own, config.data, kind)
         except ConfigError as error:
