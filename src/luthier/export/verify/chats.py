@@ -67,6 +67,7 @@ CASES = (
     Case("thought last", (_ASK, _turn("assistant", "Well.", reasoning="They ask.")), answer_next=False),
     Case("thinking on", (_ASK,), options={"enable_thinking": True}),
     Case("thinking off", (_ASK,), options={"enable_thinking": False}),
+    Case("thinking off, many turns", (_ASK, _SAY, _AGAIN), options={"enable_thinking": False}),
 )
 
 
