@@ -142,4 +142,5 @@ def test_numbers_and_texts_follow_their_schema() -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
     text = "<tool_call>\n<function=f>\n<parameter=a>\n12\n</parameter>\n<parameter=b>\n12\n</parameter>\n</function>\n</tool_call>"
     calls, rest = CallReader(form, {"f": schema}).read(text)
-    assert json.loads(calls[0].arguments) == {"a": "12", "b": 12} and rest == ""
+    assert json.loads(calls[0].arguments) == {"a": "12", "b": 12}
+    assert rest == ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
-
 from serving import Running
 
 PROMPT = "Kö 🙂?"
@@ -31,11 +32,13 @@ def test_echo_scores_the_prompt(client: OpenAI, live: Running, tokenizer: Any) -
     assert choice.text.startswith(PROMPT)
     scores = choice.logprobs
     assert len(scores.tokens) == len(scores.token_logprobs) == len(scores.top_logprobs) == len(ids) + 2
-    assert scores.token_logprobs[0] is None and scores.top_logprobs[0] is None
+    assert scores.token_logprobs[0] is None
+    assert scores.top_logprobs[0] is None
     alone = live.service.voices["tiny"].served.engine.score([ids])[0]
     assert scores.token_logprobs[1 : len(ids)] == pytest.approx([each.logp for each in alone[1:]], abs=1e-5)
     only = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=0, echo=True, logprobs=3).choices[0]
-    assert only.text == PROMPT and only.finish_reason == "length"
+    assert only.text == PROMPT
+    assert only.finish_reason == "length"
     assert only.logprobs.token_logprobs == scores.token_logprobs[: len(ids)]
 
 
@@ -44,7 +47,8 @@ def test_a_stream_is_the_whole_in_parts(client: OpenAI, more: dict[str, Any]) ->
     asked = {"model": "tiny", "prompt": [PROMPT, "tea"], "max_tokens": 7, **more}
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
-    assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].choices == []
     assert len({chunk.id for chunk in chunks}) == 1
     for choice in whole.choices:
         mine = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
@@ -52,7 +56,9 @@ def test_a_stream_is_the_whole_in_parts(client: OpenAI, more: dict[str, Any]) ->
         assert [each.finish_reason for each in mine if each.finish_reason] == [choice.finish_reason]
         for name in ("tokens", "text_offset"):
             parts = [getattr(each.logprobs, name) for each in mine if each.logprobs is not None]
-            assert sum(parts, []) == (getattr(choice.logprobs, name) if choice.logprobs else [])
+            assert functools.reduce(operator.iadd, parts, []) == (
+                getattr(choice.logprobs, name) if choice.logprobs else []
+            )
 
 
 def test_a_stream_of_scores_alone(client: OpenAI) -> None:
@@ -82,4 +88,5 @@ def test_a_stream_of_scores_alone(client: OpenAI) -> None:
 def test_what_is_refused_is_named(client: OpenAI, field: str, asked: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError) as refused:
         client.completions.create(**{"model": "tiny", "prompt": "x", **asked})
-    assert refused.value.param is not None and refused.value.param.startswith(field)
+    assert refused.value.param is not None
+    assert refused.value.param.startswith(field)

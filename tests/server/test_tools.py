@@ -50,15 +50,20 @@ def ask(able: Running, **more: Any) -> Any:
 
 def check(arguments: str) -> None:
     found = json.loads(arguments)
-    assert set(found) == {"size", "sure"} and found["size"] in ("small", "large") and isinstance(found["sure"], bool)
+    assert set(found) == {"size", "sure"}
+    assert found["size"] in ("small", "large")
+    assert isinstance(found["sure"], bool)
 
 
 def test_a_required_call_follows_its_schema(able: Running) -> None:
     for seed in range(4):
         choice = ask(able, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=seed).choices[0]
-        assert choice.finish_reason == "tool_calls" and choice.message.content is None
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
         (call,) = choice.message.tool_calls
-        assert call.type == "function" and call.function.name in ("pick", "order") and call.id.startswith("call_")
+        assert call.type == "function"
+        assert call.function.name in ("pick", "order")
+        assert call.id.startswith("call_")
         check(call.function.arguments)
 
 
@@ -70,7 +75,8 @@ def test_a_named_call_streams(able: Running) -> None:
         kinds = [event.type for event in stream]
         whole = stream.get_final_completion()
     (call,) = whole.choices[0].message.tool_calls
-    assert call.function.name == "order" and whole.choices[0].finish_reason == "tool_calls"
+    assert call.function.name == "order"
+    assert whole.choices[0].finish_reason == "tool_calls"
     check(call.function.arguments)
     assert "tool_calls.function.arguments.done" in kinds
 
@@ -79,7 +85,8 @@ def test_a_full_round_of_a_tool(able: Running) -> None:
     call = ask(able, tools=TOOLS, tool_choice="required", parallel_tool_calls=False).choices[0].message
     messages = [*ASKED, call.model_dump(), {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "done"}]
     answer = ask(able, messages=messages, tools=TOOLS, tool_choice="none", max_tokens=5)
-    assert answer.choices[0].message.tool_calls is None and answer.choices[0].message.content is not None
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.choices[0].message.content is not None
     offered = ask(able, messages=messages, tools=TOOLS, max_tokens=5)
     assert offered.usage.prompt_tokens > answer.usage.prompt_tokens + 100, "tools that may be called are described"
 

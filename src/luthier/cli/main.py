@@ -17,6 +17,7 @@ from luthier.cli.data import data_app
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
 from luthier.cli.runs import runs_app
+from luthier.cli.serve import keys_app, serve
 from luthier.core.errors import Interrupted, LuthierError, RunError
 from luthier.core.log import is_main_process, logger, setup
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from luthier.config.load import Loaded
 
 app = typer.Typer(
-    help="Fine-tune, evaluate, talk to and export open language models.",
+    help="Fine-tune, evaluate, talk to, export and serve open language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
+app.add_typer(keys_app, name="keys")
 
 
 @app.command()
@@ -80,7 +82,7 @@ def _dry_run(loaded: Loaded, *, as_json: bool) -> None:
         print("\n".join([*plan.lines(), "nothing was written"]))
 
 
-for command in (chat, evaluate, export):
+for command in (chat, evaluate, export, serve):
     app.command()(command)
 
 

@@ -1,30 +1,23 @@
 """The application: which paths there are and what their replies look like."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse
 
 from luthier.server.chat import answer_chat
 from luthier.server.completions import answer_completion
 from luthier.server.embeddings import answer_embedding
-from luthier.server.errors import ApiError, ErrorReply, bad, of_validation
+from luthier.server.errors import ApiError, ErrorReply, of_validation
 from luthier.server.guard import Guard
+from luthier.server.keys import Keys
 from luthier.server.replies import ChatReply, EmbeddingReply, Health, ModelCard, ModelList, TextReply
 from luthier.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-
-    from luthier.server.keys import Keys
-    from luthier.server.service import Service
+from luthier.server.service import Service
 
 _ABOUT = {
     400: "A field is wrong, or cannot be honoured.",

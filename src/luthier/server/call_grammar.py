@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from luthier.data.chat_format import ToolFormat
+from luthier.data.chat_format import ToolFormat
 
 MOST_CALLS = 8
 THOUGHT = "thought[lazy]: /(.|\\n)*<\\/think>\\s*/"

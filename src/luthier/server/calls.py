@@ -7,12 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from luthier.data.chat_format import ToolFormat
 from luthier.server.speech import Call
-
-if TYPE_CHECKING:
-    from luthier.data.chat_format import ToolFormat
 
 _READER = json.JSONDecoder()
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

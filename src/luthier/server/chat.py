@@ -7,27 +7,34 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from luthier.engines.shaping import ScoredToken
 from luthier.server.conversation import read_conversation
 from luthier.server.drawing import sampling, shaping
 from luthier.server.errors import bad
 from luthier.server.fields import ignored_header
 from luthier.server.job import Job, Work
-from luthier.server.replies import ChatChoice, ChatLogprobs, ChatMessage, ChatReply, FunctionCall, ToolCall
-from luthier.server.speech import Said, Whole
+from luthier.server.replies import (
+    ChatChoice,
+    ChatLogprobs,
+    ChatMessage,
+    ChatReply,
+    FinishReason,
+    FunctionCall,
+    ToolCall,
+)
+from luthier.server.requests import ChatRequest
+from luthier.server.speech import Listener, Said, Whole
 from luthier.server.stream import ALIVE, EventStream, event
 from luthier.server.tools import toolbox_of
+from luthier.server.voice import Voice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from starlette.requests import Request
 
-    from luthier.engines.shaping import ScoredToken
-    from luthier.server.replies import FinishReason, TokenLogprob
-    from luthier.server.requests import ChatRequest
+    from luthier.server.replies import TokenLogprob
     from luthier.server.service import Service
-    from luthier.server.speech import Listener
-    from luthier.server.voice import Voice
 
 
 @dataclass(slots=True)
@@ -158,7 +165,7 @@ async def _events(chat: _Chat, job: Job) -> AsyncIterator[bytes]:
 
 
 def _deltas(choice: _Choice, said: Said, *, silent: bool) -> list[dict[str, Any]]:
-    """Return what a piece adds, each kind in a delta of its own; an empty one where there are only log-probabilities."""
+    """Return what a piece adds, each kind in a delta of its own; an empty one for log-probabilities alone."""
     first = len(choice.whole.calls)
     choice.whole.calls += said.calls
     found: list[dict[str, Any]] = []

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from luthier.engines.shaping import ScoredToken
 from luthier.server.alone import compute
 from luthier.server.drawing import sampling, shaping
 from luthier.server.errors import bad
 from luthier.server.fields import ignored_header
 from luthier.server.job import Job, Work
-from luthier.server.prompts import read_prompts
+from luthier.server.prompts import TextPrompt, read_prompts
 from luthier.server.replies import TextChoice, TextLogprobs, TextReply, Usage
+from luthier.server.requests import CompletionRequest
 from luthier.server.stream import ALIVE, EventStream, event
 from luthier.server.tokens import Place
+from luthier.server.voice import Voice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
 
-    from luthier.engines.shaping import Piece, ScoredToken
-    from luthier.server.prompts import TextPrompt
-    from luthier.server.requests import CompletionRequest
+    from luthier.engines.shaping import Piece
     from luthier.server.service import Service
-    from luthier.server.voice import Voice
 
 USUAL_TOKENS = 16
 """Length of an answer where the request says nothing, as in OpenAI's API."""

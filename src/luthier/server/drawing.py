@@ -31,8 +31,8 @@ def sampling(body: Drawn, voice: Voice, longest: int, asked: int | None, usual: 
     if room < 1 or (asked is not None and asked > room):
         wanted = "" if asked is None else f" and {asked} in the answer"
         raise bad(
-            f"this model sees at most {voice.context} tokens; {longest + (asked or 1)} were asked for: {longest} in the "
-            f"prompt{wanted or ', which leaves none for the answer'}; shorten the prompt or max_tokens",
+            f"this model sees at most {voice.context} tokens; {longest + (asked or 1)} were asked for: {longest} in "
+            f"the prompt{wanted or ', which leaves none for the answer'}; shorten the prompt or max_tokens",
             _prompt_field(body),
             "context_length_exceeded",
         )

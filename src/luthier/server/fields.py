@@ -81,4 +81,4 @@ def _plain(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode().translate(_CONTROL)[:64]
 
 
-_CONTROL = {number: "?" for number in (*range(32), 127, ord(","))}
+_CONTROL = dict.fromkeys((*range(32), 127, ord(",")), "?")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import LuthierError
+from luthier.core.types import Prompt, Sampling
+from luthier.engines.shaping import Shaping
 from luthier.server.errors import DO_NOT_RETRY, ApiError
 from luthier.server.inbox import ClientGone, Inbox
 from luthier.server.replies import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.types import Receive
 
-    from luthier.core.types import Prompt, Sampling
     from luthier.engines.requests import Request
-    from luthier.engines.shaping import Piece, Shaping
+    from luthier.engines.shaping import Piece
     from luthier.server.service import Service
     from luthier.server.voice import Voice
 

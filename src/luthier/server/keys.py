@@ -10,7 +10,6 @@ import hmac
 import json
 import re
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ConfigError
@@ -18,6 +17,7 @@ from luthier.core.paths import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -21,20 +21,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        new = {"registry": self.registry}
-        self.requests = Counter("luthier_requests", "Replies by path and status code.", ["path", "code"], **new)
-        self.tokens_in = Counter("luthier_prompt_tokens", "Tokens of prompts.", **new)
-        self.tokens_out = Counter("luthier_completion_tokens", "Tokens of answers.", **new)
-        self.cancelled = Counter("luthier_cancelled_requests", "Requests given up, by reason.", ["reason"], **new)
+        new = self.registry
+        self.requests = Counter("luthier_requests", "Replies by path and status code.", ["path", "code"], registry=new)
+        self.tokens_in = Counter("luthier_prompt_tokens", "Tokens of prompts.", registry=new)
+        self.tokens_out = Counter("luthier_completion_tokens", "Tokens of answers.", registry=new)
+        self.cancelled = Counter(
+            "luthier_cancelled_requests", "Requests given up, by reason.", ["reason"], registry=new
+        )
         self.first_token = Histogram(
-            "luthier_time_to_first_token_seconds", "From a request to its first token.", buckets=_SECONDS, **new
+            "luthier_time_to_first_token_seconds", "From a request to its first token.", buckets=_SECONDS, registry=new
         )
         self.rate = Histogram(
-            "luthier_answer_tokens_per_second", "Speed of one answer behind its first token.", buckets=_RATES, **new
+            "luthier_answer_tokens_per_second",
+            "Speed of one answer behind its first token.",
+            buckets=_RATES,
+            registry=new,
         )
-        memory = Gauge("luthier_resident_memory_bytes", "Memory of the process.", **new)
+        memory = Gauge("luthier_resident_memory_bytes", "Memory of the process.", registry=new)
         memory.set_function(lambda: psutil.Process().memory_info().rss)
-        peak = Gauge("luthier_peak_memory_bytes", "Most memory that the process had.", **new)
+        peak = Gauge("luthier_peak_memory_bytes", "Most memory that the process had.", registry=new)
         unit = 1 if sys.platform == "darwin" else 1024
         peak.set_function(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

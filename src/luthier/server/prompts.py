@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.server.drawing import check_ids
 from luthier.server.errors import bad
@@ -22,11 +22,9 @@ class TextPrompt:
     text: str
 
 
-def read_prompts(
-    given: str | Sequence[str] | Sequence[int] | Sequence[list[int]], voice: Voice, field: str
-) -> list[TextPrompt]:
-    """Return the prompts of a request: a text, texts, ids, or lists of ids. Raises ApiError for those that cannot be read."""
-    many = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+def read_prompts(given: str | Sequence[Any], voice: Voice, field: str) -> list[TextPrompt]:
+    """Return the prompts of a request: a text, texts, ids, or lists of ids. Raises ApiError for what is no prompt."""
+    many: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
     return [_read(each, voice, field if len(many) == 1 else f"{field}[{place}]") for place, each in enumerate(many)]
 
 

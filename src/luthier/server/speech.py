@@ -58,7 +58,7 @@ class Ear(Protocol):
 class PlainEar:
     """Text is text."""
 
-    def hear(self, text: str, *, last: bool) -> Said:  # noqa: ARG002  text is certain as it comes
+    def hear(self, text: str, *, last: bool) -> Said:
         """Return the text."""
         return Said(text)
 
@@ -168,7 +168,7 @@ class _Spelling:
     def __init__(self, tokenizer: Any, silent: Collection[int]) -> None:
         self._tokenizer, self._silent = tokenizer, silent
 
-    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:  # noqa: ARG002  it decides itself
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
         """Return the text of tokens."""
         shown = [token for token in tokens if token not in self._silent]
         return self._tokenizer.decode(shown, skip_special_tokens=False)

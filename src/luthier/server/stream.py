@@ -64,6 +64,6 @@ class EventStream(Response):
             yield event(error.body)
         except ClientGone:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the client is told
             logger.exception("a stream broke")
             yield event(ApiError(500, f"the answer broke off: {type(error).__name__}").body)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ConfigError
 from luthier.engines.guides import grammar_guide, json_guide
+from luthier.engines.shaping import Guide
 from luthier.server.call_grammar import THOUGHT, CallGrammar
 from luthier.server.calls import CallReader
 from luthier.server.errors import bad
 from luthier.server.requests import JsonFormat, NamedChoice, SchemaFormat, TextFormat
 from luthier.server.speech import CallEar, Listener, PlainEar, ThoughtEar
+from luthier.server.voice import Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from luthier.engines.shaping import Guide
     from luthier.server.requests import ChatRequest, Tool
-    from luthier.server.voice import Voice
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from luthier.data.chat_format import THINK
 from luthier.server.call_forms import form_of
 from luthier.server.errors import bad
 from luthier.server.tokens import TokenTexts
+from luthier.workflows.serve import Served
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from luthier.data.chat_format import ToolFormat
     from luthier.data.template import ChatTemplate
     from luthier.engines.pump import Pump
-    from luthier.workflows.serve import Served
 
 _GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 """Variables of every template; requests give them in fields of their own."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.schema import RunConfig
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.log import logger
+from luthier.core.types import Sampling
+from luthier.data.template import ChatTemplate
 from luthier.engines.local import LocalEngine
 from luthier.engines.pump import Pump
 from luthier.kernels.cpu import prepare_process
@@ -23,11 +27,7 @@ from luthier.models.reward_files import refuse_reward_model
 from luthier.workflows.build import make_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from luthier.config.schema import RunConfig
-    from luthier.core.types import Sampling
-    from luthier.data.template import ChatTemplate
+    from collections.abc import Callable
 
     Tell = Callable[[str], None]
 
