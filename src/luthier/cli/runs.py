@@ -115,8 +115,10 @@ def _facts(run: Path) -> dict[str, Any]:
 
 @runs_app.command()
 def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], json: AsJson = False) -> None:
-    """Show the settings that differ between runs, and their results."""
+    """Show the settings that differ between runs, their results, and their newest evaluations side by side."""
     from luthier.cli import show
+    from luthier.evaluation import results as evaluations
+    from luthier.evaluation import table
 
     facts = [_facts(run) for run in runs]
     flat = [{f"{s}.{k}": v for s, values in f["config"].items() for k, v in values.items()} for f in facts]
@@ -126,11 +128,16 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]
         key: [f["status"].get(key) for f in facts]
         for key in ("state", "step", "train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes", "seconds")
     }
+    folders = [evaluations.list_results(run)[:1] for run in runs]
+    measured = [{**evaluations.read(f)["models"][-1], "folder": f} for found in folders for f in found]
     if json:
-        show.as_json(runs=[str(run) for run in runs], settings=differing, results=results)
+        show.as_json(runs=[str(run) for run in runs], settings=differing, results=results, evaluations=measured)
         return
     rows = [(key, *map(_short, values)) for key, values in [*differing.items(), *results.items()]]
     show.table(rows, ("", *(run.name for run in runs)))
+    if measured:
+        print()
+        show.table(table.rows(measured, details=False), table.HEADER)
 
 
 @runs_app.command()

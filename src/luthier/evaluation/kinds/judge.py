@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
+from luthier.config.load import adapter
 from luthier.core.errors import ConfigError
 from luthier.core.log import first_line
 from luthier.evaluation.answers import answer
@@ -127,7 +128,7 @@ def _judge_of(task: Task) -> PairJudge:
     if not given:
         raise ConfigError("judge: eval_judge is required: {base_url: …, model: …}", code="config_missing")
     try:
-        judge = TypeAdapter(PairJudge, config={"extra": "forbid"}).validate_python(given)
+        judge = adapter(PairJudge).validate_python(given)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"eval_judge: {said}") from error

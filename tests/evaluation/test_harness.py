@@ -1,0 +1,71 @@
+"""lm-evaluation-harness through our engine gives what its own transformers model gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.config.load import load_config
+from luthier.workflows.evaluate import evaluate
+
+pytest.importorskip("lm_eval")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """Three small tasks of the test's own: choices, whole texts, answers."""
+    rows = [
+        {
+            "q": f"The colour of {thing} is",
+            "choices": [" red", " blue", " green"],
+            "gold": i % 3,
+            "text": f"{thing} 你好",
+        }
+        for i, thing in enumerate(["a stone", "the sky", "grass", "a rose", "a fire truck"])
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    common = f"""dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}
+test_split: test
+"""
+    files = {
+        "own_choice": "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: gold\ntarget_delimiter: ''\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n",
+        "own_text": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n",
+        "own_answer": "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{text}}'\n"
+        "generation_kwargs: {until: ['.'], max_gen_toks: 6, do_sample: false}\n"
+        "metric_list: [{metric: exact_match}]\n",
+    }
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{common}{text}")
+    return folder
+
+
+@pytest.mark.slow
+def test_equal_to_the_harness_own_model(tasks: Path, tiny: Path) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    names = ["own_choice", "own_text", "own_answer"]
+    config = load_config({
+        "model_name_or_path": str(tiny), "dtype": "float32", "eval_tasks": names, "eval_tasks_dir": str(tasks),
+    }).config  # fmt: skip
+    found = {measure.name: measure for measure in evaluate(config).measures}
+    theirs: Any = simple_evaluate(
+        HFLM(pretrained=str(tiny), dtype="float32", batch_size=2, device="cpu"),
+        tasks=names, task_manager=TaskManager(include_path=str(tasks)), bootstrap_iters=0,
+    )  # fmt: skip
+    checked = 0
+    for task, results in theirs["results"].items():
+        for key, value in results.items():
+            metric, _, filtered = key.partition(",")
+            if filtered == "none" and isinstance(value, float) and not metric.endswith("_stderr"):
+                assert found[f"harness/{task}/{metric}"].value == pytest.approx(value, rel=1e-4), key
+                checked += 1
+    assert checked >= 6
+    assert found["harness/own_choice/acc"].rows == 5
