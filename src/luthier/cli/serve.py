@@ -35,7 +35,6 @@ def serve(
     adapters = {name: model_config(run, overrides) for name, run in map(_named, adapter or [])}
     if len(adapters) < len(adapter or []):
         raise ConfigError("--adapter: each adapter needs a name of its own")
-    check_installed()
     from luthier.server.run import serve as run_server
     from luthier.workflows.serve import plan_serving
 
@@ -47,20 +46,6 @@ def _named(given: str) -> tuple[str, str]:
     if not (found and name and run):
         raise ConfigError(f"--adapter takes name=RUN, such as tickets=runs/tickets; found {given!r}")
     return name, run
-
-
-def check_installed() -> None:
-    """Raise DependencyError when the packages of the server are not there."""
-    from luthier.core.errors import DependencyError
-
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"serving needs {error.name}; install it: pip install fastapi uvicorn prometheus_client"
-        ) from error
 
 
 def _keys(config: Any, given: list[str]) -> Keys:
