@@ -83,6 +83,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ApiError):
+            raise error.__cause__
         if error.status_code == 404:
             there = ", ".join(sorted(app.openapi()["paths"]))
             said = f"there is no {request.url.path} here; there are: {there}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+_HALF = re.compile("[\ud800-\udfff]")
 MOST_NAMED = 12
 """Most unknown fields that a reply names."""
 
@@ -24,6 +26,26 @@ Bias = Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
+class Body(Lenient):
+    """The body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_surrogates(cls, data: Any) -> Any:
+        """Refuse text that is no Unicode: half of a pair, as only escapes in JSON can bring in."""
+        open_: list[tuple[str, Any]] = [("", data)]
+        while open_:
+            place, value = open_.pop()
+            if isinstance(value, dict):
+                open_ += [(f"{place}.{key}", inner) for key, inner in value.items()]
+                open_ += [(place, key) for key in value]
+            elif isinstance(value, list):
+                open_ += [(f"{place}[{number}]", inner) for number, inner in enumerate(value)]
+            elif isinstance(value, str) and _HALF.search(value):
+                raise ValueError(f"{place[1:64]!a} has half of a surrogate pair, which is no text")
+        return data
+
+
 class StreamOptions(Lenient):
     """How a stream is sent."""
 
@@ -31,7 +53,7 @@ class StreamOptions(Lenient):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
 
 
-class Drawn(Lenient):
+class Drawn(Body):
     """How answers are drawn. What is left out is as the server was started with."""
 
     model: str = Field(min_length=1, max_length=256, description="One of /v1/models.")

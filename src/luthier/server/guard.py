@@ -31,10 +31,6 @@ _LINGER_SECONDS = 1.0
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
-class BodyTooLarge(Exception):
-    """More bytes came than a request may have."""
-
-
 class Guard:
     """Stands in front of the application."""
 

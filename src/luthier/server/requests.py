@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from luthier.server.fields import Drawn, Lenient, Name, Objects, TokenId, Unoffered
+from luthier.server.fields import Body, Drawn, Lenient, Name, Objects, TokenId, Unoffered
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -180,7 +180,7 @@ class CompletionRequest(Drawn):
     suffix: Unoffered = None
 
 
-class EmbeddingRequest(Lenient):
+class EmbeddingRequest(Body):
     """Texts, or token ids, to make vectors of."""
 
     model: str = Field(min_length=1, max_length=256, description="One of /v1/models.")
