@@ -83,6 +83,9 @@ bench-methods: install
 bench-grpo: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/grpo.py --peer-python $(BENCH)/bin/python
 
+bench-export: install-dev
+	$(BIN)/python benchmarks/export.py
+
 bench-learning: install
 	$(BIN)/python benchmarks/learning.py
 

@@ -14,7 +14,7 @@ HEAVY = [
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "luthier.cli",
-    "luthier.export.merge",
+    "luthier.workflows.export",
     "luthier.workflows.chat",
     "luthier.workflows.estimate",
     "luthier.workflows.evaluate",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(command: str, config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
     """Run "train", "evaluate", "export" or "estimate" with a YAML file or a mapping of settings.
 
-    Returns TrainResult, Comparison, the exported folder (Path) or Estimate. Raises a LuthierError whose message says
+    Returns TrainResult, Comparison, a list of Exported or Estimate. Raises a LuthierError whose message says
     what was wrong, what was found and what to do.
 
     >>> run("trian", {"model_name_or_path": "smollm2-135m"})
@@ -45,7 +45,7 @@ def _evaluate(config: RunConfig) -> Any:
 
 
 def _export(config: RunConfig) -> Any:
-    from luthier.export.merge import export_model
+    from luthier.workflows.export import export_model
 
     return export_model(config)
 

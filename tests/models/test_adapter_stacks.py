@@ -10,13 +10,13 @@ from tunings import fresh, logits, stir
 from luthier.config.load import load_config
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.types import Message, Sampling
-from luthier.export.merge import export_model
 from luthier.models.adapters import save_trained
 from luthier.models.device import place
 from luthier.models.load import find, load_for_inference, merge_in
 from luthier.tuning.lora import Lora
 from luthier.tuning.prompt import Prompt
 from luthier.workflows.build import load_speaker
+from luthier.workflows.export import export_model
 from luthier.workflows.train import train
 
 SETTINGS = {"max_steps": 2, "threads": 1, "per_device_train_batch_size": 2, "plot_loss": False, "dtype": "float32"}
@@ -58,7 +58,7 @@ def test_a_run_on_a_stack_is_found_with_all_of_it(tiny, rows, adapters, tmp_path
     # The base of the run, for comparisons, is what it began on.
     base, _ = load_for_inference(config.model, place(config.model), with_adapter=False)
     torch.testing.assert_close(logits(base), logits(merged(tiny, below)), rtol=1e-5, atol=1e-5)
-    out = export_model(config_of(model_name_or_path=str(run), export_dir=str(tmp_path / "out")))
+    out = export_model(config_of(model_name_or_path=str(run), export_dir=str(tmp_path / "out")))[0].folder
     torch.testing.assert_close(logits(fresh(out)), logits(by_hand), rtol=1e-4, atol=1e-5)
 
 

@@ -16,7 +16,6 @@ from torch import nn
 from luthier.config.load import load_config
 from luthier.config.schema import ModelConfig
 from luthier.core.errors import ConfigError, ModelError
-from luthier.export.merge import export_model
 from luthier.models import quantized_files, quantized_load
 from luthier.models.adapters import save_trained
 from luthier.models.device import Placement, place
@@ -30,6 +29,7 @@ from luthier.models.quantized import (
     quantized_size,
 )
 from luthier.tuning.lora import Lora
+from luthier.workflows.export import export_model
 
 KINDS = ["nf4", "fp4", "int8"]
 IDS = torch.randint(0, 256, (1, 24), generator=torch.Generator().manual_seed(0))
@@ -408,7 +408,7 @@ def test_an_export_is_what_was_trained(tiny: Path, tmp_path: Path, kind: str) ->
     save_trained(model, tmp_path / "adapter", str(tiny))
     given = {"model_name_or_path": str(tiny), "adapter_name_or_path": str(tmp_path / "adapter"), "quantization": kind,
              "dtype": "float32", "export_dir": str(tmp_path / "merged")}  # fmt: skip
-    folder = export_model(load_config(given).config)
+    folder = export_model(load_config(given).config)[0].folder
     found = logits(load(folder))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if kind != "int8" else 0.05)
     assert (found - base).abs().max() > 0.1
@@ -427,7 +427,7 @@ def test_a_trained_run_answers_and_exports_in_its_form(tiny: Path, rows: Path, t
     model, _ = load_for_inference(run.model, place(run.model))
     assert len(list(quantized_layers(model))) == 14
     expected = logits(model)
-    folder = export_model(replace(run, export=replace(run.export, export_dir=str(tmp_path / "merged"))))
+    folder = export_model(replace(run, export=replace(run.export, export_dir=str(tmp_path / "merged"))))[0].folder
     torch.testing.assert_close(logits(load(folder)), expected, rtol=0, atol=1e-4)
 
 

@@ -267,7 +267,7 @@ def test_padding_never_ends_an_answer() -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
 def test_merged_is_the_same_reward(name: str, tmp_path: Path) -> None:
     from luthier.config.load import load_config
-    from luthier.export.merge import export_model
+    from luthier.workflows.export import export_model
 
     base = make_folder(name, tmp_path / "base")
     trained(base, SMALL["lora"][0], tmp_path / "reward")
@@ -283,7 +283,7 @@ def test_merged_is_the_same_reward(name: str, tmp_path: Path) -> None:
 
 def test_merged_head_stays_whole_in_bfloat16(tiny: Path, tmp_path: Path) -> None:
     from luthier.config.load import load_config
-    from luthier.export.merge import export_model
+    from luthier.workflows.export import export_model
 
     policy = trained(tiny, SMALL["lora"][0], tmp_path / "reward")
     told = {

@@ -60,6 +60,13 @@ class TrainingError(LuthierError):
     exit_code = 1
 
 
+class ExportError(LuthierError):
+    """An export was written and is not what it should be; it was kept under a name that says so."""
+
+    code = "export_unverified"
+    exit_code = 1
+
+
 class Interrupted(LuthierError):
     """A person or a scheduler asked the run to stop; a checkpoint was written."""
 

@@ -142,8 +142,14 @@ class Engine(Protocol):
 
     keeps_weights: ClassVar[bool]
     """True: answers come from a copy of the weights as they were at the last `sync`; False: from the module itself."""
-    version: int
-    """Which weights answer: the number given to the last `sync`."""
+
+    @property
+    def version(self) -> int:
+        """Which weights answer: the number given to the last `sync`."""
+        ...
+
+    @version.setter
+    def version(self, number: int) -> None: ...
 
     def generate(
         self, prompts: Sequence[Prompt], how: Sampling | Sequence[Sampling], n: int = 1

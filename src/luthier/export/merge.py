@@ -1,92 +1,108 @@
-"""Write a merged model or a bare adapter as an ordinary Hugging Face folder."""
+"""Hugging Face folders: a merged model, or the adapter alone."""
 
 from __future__ import annotations
 
+import copy
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.core.errors import ModelError, RunError
+from luthier.core.errors import ModelError
 from luthier.core.log import logger
-from luthier.core.paths import beside, sync_folder
-from luthier.models.adapters import check_mergeable
+from luthier.export.merged import read_merged
+from luthier.export.shards import write_shards
+from luthier.export.source import Source, folder_source
 from luthier.models.device import Placement
 from luthier.models.foreign import read_layout
-from luthier.models.inspect import check_safetensors
 from luthier.models.load import find, load_model, load_tokenizer, merge_in
 from luthier.models.quantized import make_dense
 from luthier.models.reward_files import is_reward_model, save_reward_model
 from luthier.models.value import start_head
-from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
-    from luthier.config.schema import RunConfig
+    from pathlib import Path
+
+    from luthier.config.schema import ExportConfig, RunConfig
+    from luthier.models.load import ModelFiles
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+_TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges")
+_AS_TRAINED = Placement(torch.device("cpu"), torch.float32, None, "merging in float32")
 
 
-def export_target(config: RunConfig) -> Path:
-    """Return the folder to write: export_dir, else export/<format> in the run. Raises RunError when it is not empty."""
-    name = config.model.model_name_or_path
-    if config.export.export_dir is not None:
-        target = Path(config.export.export_dir).expanduser()
-    elif is_run(Path(name).expanduser()):
-        target = Path(name).expanduser() / "export" / config.export.export_format
-    else:
-        raise RunError("export_dir is required where the model is no run directory")
-    if target.exists() and any(target.iterdir()):
-        raise RunError(f"export_dir {target} is not empty; choose another folder", code="run_exists")
-    return target
-
-
-def export_model(config: RunConfig) -> Path:
-    """Write what `export_format` says; whole or not at all. Returns the folder."""
-    target = export_target(config)
-    temporary, made_parent = beside(target), not target.parent.exists()
-    temporary.mkdir(parents=True)
-    try:
-        _WRITERS[config.export.export_format](config, temporary)
-        for file in temporary.glob("*.safetensors"):
-            check_safetensors(file)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if made_parent:
-            target.parent.rmdir()
-        raise
-    sync_folder(target.parent)
-    return target
-
-
-def _write_adapter(config: RunConfig, folder: Path) -> None:
+def write_adapter(config: RunConfig, folder: Path) -> None:
+    """Copy the adapter on top and its tokenizer. Raises ModelError where there is none."""
     adapter = find(config.model).adapter
     if adapter is None:
         raise ModelError(f"{config.model.model_name_or_path} has no adapter; use export_format: merged")
-    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "chat_template.jinja")
     for file in adapter.iterdir():
-        if file.name in names or file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges")):
+        if file.name in _ADAPTER_FILES or file.name.startswith(_TOKENIZER_FILES):
             shutil.copy2(file, folder / file.name)
 
 
-def _write_merged(config: RunConfig, folder: Path) -> None:
-    """Merge in float32, then round once to the dtype asked for.
+def open_source(config: RunConfig, name: str, workplace: Path) -> Source:
+    """Return the merged model, unread. One that can only be merged as a whole is written to `workplace` for it."""
+    files = find(config.model)
+    merged = read_merged(files, config.model, name=name)
+    if isinstance(merged, Source):
+        return merged
+    logger.info("merged in memory, all of it at once: %s", merged)
+    workplace.mkdir()
+    _write_whole(files, config, workplace, torch.float32)
+    return folder_source(workplace, name=name)
+
+
+def write_merged(config: RunConfig, folder: Path, name: str) -> Source:
+    """Merge in float32, round once to the dtype asked for, and return what was written, as it was before rounding.
 
     A quantized base is merged into as what its codes stand for: that is what the adapter was trained on.
     """
     files = find(config.model)
-    for adapter in files.adapters:
-        check_mergeable(adapter)
-    tokenizer = load_tokenizer(files, config.model)
-    model = load_model(files, config.model, Placement(torch.device("cpu"), torch.float32, None, "merging in float32"))
+    kept = _asked_dtype(config.export, files)
     if config.model.quantization != "none":
-        model = make_dense(model, torch.float32)
         logger.info("the base is what its %s weights stand for, as the adapter was trained", config.model.quantization)
-    kept = _dtype_of(files.base) if config.export.export_dtype is None else getattr(torch, config.export.export_dtype)
-    model = merge_in(model, files.adapters)
-    logger.info("merged %d adapters in float32, written as %s", len(files.adapters), str(kept).removeprefix("torch."))
-    model, size = model.to(kept), int(config.export.export_size * 1e9)
+    merged = read_merged(files, config.model, name=name)
+    if isinstance(merged, Source):
+        write_source(merged, folder, dtype=kept, shard_bytes=_shard_bytes(config.export))
+    else:
+        logger.info("merged in memory, all of it at once: %s", merged)
+        _write_whole(files, config, folder, kept)
+        merged = folder_source(folder, name=name)
+    said = str(kept).removeprefix("torch.")
+    logger.info("merged %d adapters in float32, written as %s", len(files.adapters), said)
+    return merged
+
+
+def write_source(source: Source, folder: Path, *, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Write an ordinary model folder, tensor by tensor."""
+    facts: Any = copy.deepcopy(source.facts)
+    facts.dtype = dtype
+    write_shards(source.weights, folder, dtype=dtype, shard_bytes=shard_bytes)
+    facts.save_pretrained(folder)
+    source.generation.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
+
+
+def load_unmerged(config: RunConfig) -> Any:
+    """Return the model with the adapter on top beside its weights, in float32: what a merged one is held against."""
+    from luthier.models.adapters import load_adapter
+
+    files = find(config.model)
+    model = merge_in(_load_dense(files, config), files.below.adapters)
+    tuned = model if files.adapter is None else load_adapter(model, files.adapter, trainable=False)
+    return tuned.eval()
+
+
+def _load_dense(files: ModelFiles, config: RunConfig) -> Any:
+    model = load_model(files, config.model, _AS_TRAINED)
+    return model if config.model.quantization == "none" else make_dense(model, torch.float32)
+
+
+def _write_whole(files: ModelFiles, config: RunConfig, folder: Path, dtype: torch.dtype) -> None:
+    tokenizer = load_tokenizer(files, config.model)
+    model = merge_in(_load_dense(files, config), files.adapters).to(dtype)
+    size = _shard_bytes(config.export)
     if is_reward_model(files):
         # The head keeps all of its digits, whatever the backbone is rounded to.
         head = start_head(model, files, config.model, seed=config.train.seed)
@@ -96,9 +112,12 @@ def _write_merged(config: RunConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _dtype_of(base: str) -> torch.dtype:
-    declared = read_layout(base).config.dtype
+def _shard_bytes(config: ExportConfig) -> int:
+    return int(config.export_size * 1e9)
+
+
+def _asked_dtype(config: ExportConfig, files: ModelFiles) -> torch.dtype:
+    if config.export_dtype is not None:
+        return getattr(torch, config.export_dtype)
+    declared = read_layout(files.base).config.dtype
     return declared if isinstance(declared, torch.dtype) else torch.float32
-
-
-_WRITERS = {"merged": _write_merged, "adapter": _write_adapter}
