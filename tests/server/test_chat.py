@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -158,6 +159,10 @@ def test_the_request_keeps_its_id_and_ignored_fields_are_named(client: OpenAI) -
     )
     assert raw.headers["x-request-id"] == "mine-1"
     assert raw.headers["x-ignored-fields"] == "mirostat"
+    odd = {"": 1, "a, b": 1, "\r\nx-evil: 1": 1, "\u00e9 ": 1}
+    named = client.models._client.post("/chat/completions", body={"model": "tiny", "messages": ASKED, "max_tokens": 1, **odd},
+                                       cast_to=httpx.Response)  # fmt: skip
+    assert named.headers["x-ignored-fields"] == "?, a??b, ??x-evil??1, ??"
     forged = client.models.with_raw_response.list(extra_headers={"x-request-id": "a b<script>"})
     assert forged.headers["x-request-id"].startswith("req_")
 

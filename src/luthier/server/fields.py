@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 _HALF = re.compile("[\ud800-\udfff]")
+_UNFIT = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 MOST_NAMED = 12
 """Most unknown fields that a reply names."""
 
@@ -99,8 +100,9 @@ def ignored_header(body: BaseModel) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Return a name of any characters as a header may hold it."""
-    return name.encode("ascii", "backslashreplace").decode().translate(_CONTROL)[:64]
+    """Return a name of any characters as a header may hold it.
 
-
-_CONTROL = dict.fromkeys((*range(32), 127, ord(",")), "?")
+    >>> _plain("top_a"), _plain("a, b\\n")
+    ('top_a', 'a??b?')
+    """
+    return _UNFIT.sub("?", name)[:64] or "?"
