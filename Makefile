@@ -16,7 +16,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -83,8 +83,14 @@ bench-methods: install
 bench-grpo: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/grpo.py --peer-python $(BENCH)/bin/python
 
+bench-evaluate: install
+	$(BIN)/python benchmarks/evaluate.py
+
 bench-export: install-dev
 	$(BIN)/python benchmarks/export.py
+
+bench-serve: install-dev
+	$(BIN)/python benchmarks/serve.py
 
 bench-learning: install
 	$(BIN)/python benchmarks/learning.py
