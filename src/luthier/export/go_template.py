@@ -1,7 +1,7 @@
 """Render the part of Go's text/template that our Modelfiles use, and put conversations into it as Ollama does.
 
-Actions: fields, variables and their assignment, text and whole numbers, if / else if / else, range with index and value,
-pipes, brackets, comments, trimmed blanks; the functions of `_FUNCTIONS`. Anything else raises `GoError`.
+Actions: fields, variables and their assignment, text and whole numbers, if / else if / else, range with index and
+value, pipes, brackets, comments, trimmed blanks; the functions of `_FUNCTIONS`. Anything else raises `GoError`.
 Ollama's way to call it is that of its template package (https://github.com/ollama/ollama, template/template.go).
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.types import Message
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from luthier.core.types import Message
 
 _ACTION = re.compile(
     r"\{\{(-(?=\s))?((?:\"(?:\\.|[^\"\\])*\"|`[^`]*`|/\*.*?\*/|(?!\}\}).)*?)((?<=\s)-)?\}\}", re.DOTALL

@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 def write_ollama(
     source: Source, gguf: Path, folder: Path, *, system: str | None, parameters: Sampling, context: int
 ) -> list[str]:
-    """Write a Modelfile for `gguf` into `folder`; return sentences about what Ollama cannot do as the model was trained.
+    """Write a Modelfile for `gguf` into `folder`; return sentences about what is not as the model was trained.
 
     `system`: the text in front of conversations without one; `context`: tokens of the longest conversation that was
     trained on. Raises ModelError when the chat template cannot be expressed at all.

@@ -79,7 +79,7 @@ def go_template(tokenizer: Any) -> GoTemplate:
         if case in faults:
             raise _refusal(f"{case}: {faults[case]}")
     sentences = [_sentence(case, fault) for case, fault in faults.items()]
-    return GoTemplate(text, tuple([*parts.lost, *sentences, *_never(chats)]))
+    return GoTemplate(text, (*parts.lost, *sentences, *_never(chats)))
 
 
 def _refusal(why: str) -> ModelError:
@@ -199,7 +199,8 @@ def _written(parts: _Parts) -> str:
         turns += '{{ else if eq .Role "system" }}'
         turns += text if same else _if(".Content", text, "" if parts.skips_empty else empty)
     turns += "{{ end }}" + _if('and $last (ne .Role "assistant")', _asked(parts, len(end)))
-    return f"{head}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}{turns}{{{{ end }}}}"
+    loop = "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    return f"{head}{loop}{turns}{{{{ end }}}}"
 
 
 def _begin_of_user(parts: _Parts) -> str:

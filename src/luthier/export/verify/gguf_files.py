@@ -10,13 +10,13 @@ from luthier.export.verify.container import Container, check_container, check_re
 from luthier.export.verify.decoding import (
     Gap,
     Row,
+    answer,
     ask,
     check_distance,
     check_greedy,
     check_runs,
     check_stop_ids,
     check_stopping,
-    read,
 )
 from luthier.export.verify.llama import Llama, obstacle
 from luthier.export.verify.metadata import check_metadata, check_metadata_alone, named_stops, stop_ids
@@ -189,35 +189,31 @@ def _stop_ids(path: Path, ids: Sequence[int], name_of: Callable[[int], str]) -> 
 
 
 def _compared(path: Path, source: Source, rows: list[Row], form: str, base: Source | None) -> dict[str, Check]:
-    reference, gap = Reference(source), Gap()
+    reference, gap, ends = Reference(source), Gap(), stop_ids(source)
+    answer(reference, rows, ends, form)
     control = [token.content for token in source.tokenizer.added_tokens_decoder.values() if token.special]
-    ends = stop_ids(source)
-    fault = _measure(path, reference, rows, ends, gap)
+    fault = _measure(path, reference, rows, gap)
     return {
         "greedy answers": guarded("greedy answers", "", lambda: check_greedy(rows, form)),
-        "stopping": guarded("stopping", "", lambda: check_stopping(rows, reference, ends, control)),
+        "stopping": guarded("stopping", "", lambda: check_stopping(rows, ends, control, form)),
         "distance": fault or guarded("distance", "", lambda: check_distance(gap, form, _gain(base, rows, gap))),
     }
 
 
-def _measure(path: Path, reference: Reference, rows: list[Row], ends: Sequence[int], gap: Gap) -> Check | None:
+def _measure(path: Path, reference: Reference, rows: list[Row], gap: Gap) -> Check | None:
     """Read every row with the reference and with llama.cpp, one after the other, so that few logits are in memory.
 
     Returns the check "distance" where llama.cpp could not.
     """
     missing = obstacle("logits")
-    fault = not_done("distance", missing) if missing else None
-    model = None if missing else Llama(path, "logits")
-    try:
+    if missing:
+        return not_done("distance", missing)
+    with Llama(path, "logits") as model:
         for row in rows:
-            logits_NV = read(reference, row, ends)
-            if model is not None and fault is None:
-                fault = guarded("distance", "", lambda row=row, seen=logits_NV: gap.take(seen, model, row))
-                fault = None if fault.passed else fault
-    finally:
-        if model is not None:
-            model.close()
-    return fault
+            done = guarded("distance", "", lambda row=row: gap.take(reference.logits(row.ids), model, row))
+            if not done.passed:
+                return done
+    return None
 
 
 def _gain(base: Source | None, rows: list[Row], gap: Gap) -> float | None:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ from luthier.export.verify.questions import QUESTIONS
 from luthier.export.verify.report import Check, Report, guarded, not_done
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from luthier.export.source import Source
 
 NEEDED = ("num_ctx", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "stop")
@@ -118,8 +119,8 @@ def check_go_template(file: Modelfile, source: Source) -> Check:
     """Render every case with our reader of Go templates, and compare with the chat template's text."""
     limit = "the chat template's text for every case, but for what its comments say is lost"
     faults = compare(file.value("template") or "", Chats(source.tokenizer))
-    noted = " ".join(file.notes)
-    silent = {case: fault for case, fault in faults.items() if fault not in " ".join(noted.split())}
+    said = " ".join(" ".join(file.notes).split())
+    silent = {case: fault for case, fault in faults.items() if " ".join(fault.split()) not in said}
     numbers = {"differ": len(faults), "not_said": len(silent)}
     if silent:
         case, fault = next(iter(silent.items()))

@@ -25,8 +25,9 @@ RELATIVE_RMS = {
     "Q4_1": 0.10, "Q8_1": 0.01, "IQ4_NL": 0.10, "IQ4_XS": 0.10, "MXFP4": 0.16,
 }  # fmt: skip
 """Most that a tensor of a type may differ, root mean square of the difference over that of the weights."""
-MOST_STEPS = 0.5 + 127 * 2**-11
-"""Q8_0: half a step, and what 127 steps are off because the step itself is kept in half precision."""
+MOST_STEPS = 0.5 + 2 * 127 * 2**-11
+"""Q8_0: half a step, and what 127 steps are off because the step itself is kept in half precision, and because the
+quantizer may have read weights in half precision."""
 
 
 @dataclass(slots=True)
