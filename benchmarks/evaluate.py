@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
     asked = parser.parse_args()
-    prepare_process(None)
+    prepare_process()
     for dtype in ("float32", *(["bfloat16"] if has_fast_bfloat16() else [])):
         compare(dtype, asked.rows, asked.rounds)
     print(json.dumps({"done": True}))

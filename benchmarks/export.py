@@ -49,7 +49,7 @@ def adapter(base: str, folder: Path, *, dtype: torch.dtype, rank: int = 16) -> N
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)
-    tuned.save_pretrained(folder)
+    tuned.save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
@@ -60,7 +60,8 @@ def large_model(folder: Path) -> None:
         num_key_value_heads=4, vocab_size=49152, tie_word_embeddings=True, dtype=torch.bfloat16,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=f"{SHARD_GB * 1000:.0f}MB")
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=f"{SHARD_GB * 1000:.0f}MB")
     AutoTokenizer.from_pretrained(resolve("smollm2-135m").base).save_pretrained(folder)
 
 
