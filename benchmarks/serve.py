@@ -148,7 +148,8 @@ def crowd(server: Listening, asking: Asking, asked: argparse.Namespace) -> None:
         memory.append(server.megabytes)
     print(json.dumps({
         "measure": f"{len(texts)} clients at once, {asked.bursts} times: answers other than alone",
-        "luthier": different, "target": 0, "lost": lost, "form": "float32", "memory_mb": [round(each) for each in memory],
+        "luthier": different, "target": 0, "lost": lost, "form": "float32",
+        "memory_mb": [round(each) for each in memory],
         "memory_ratio": round(memory[-1] / memory[0], 3), "memory_target": MEMORY_TARGET, "processor": processor_name(),
     }), flush=True)  # fmt: skip
 
