@@ -11,7 +11,10 @@ from tunings import fresh
 
 from luthier.config.load import load_config
 from luthier.core.errors import ConfigError, DataError
+from luthier.evaluation.logprobs import logprobs
+from luthier.evaluation.prompts import Prompts, words_for
 from luthier.evaluation.questions import read_benchmark
+from luthier.evaluation.subjects import CEVAL, CMMLU, MMLU
 from luthier.workflows.evaluate import evaluate
 
 
@@ -161,7 +164,15 @@ def test_json_lines(tmp_path: Path) -> None:
         ("a.csv", "question,A,B\nq,x,y\n", r"a.csv:2 \[answer\] is missing; found columns question, a, b"),
         ("a.csv", "question,A,B,answer\n,x,y,A\n", r"a.csv:2 \[question\] is missing or empty"),
         ("a.csv", "question,A,B,answer\nq,x,,A\n", r"a.csv:2 \[choices\].*found 1"),
-        ("a.jsonl", '{"question": "q", "A": "x", "B": "y", "answer": "A"}\n{bad\n', r"a.jsonl:2 is no JSON"),
+        (
+            "a.jsonl",
+            '{"question": "q", "A": "x", "B": "y", "answer": "A"}\n{bad\n',
+            r"a.jsonl:2 expected one JSON object",
+        ),
+        ("a.csv", "q,x,y,z,w,A\nq, with a comma,x,y,z,w,A\n", r"a.csv:2 has 7 columns, the first row has 6"),
+        ("a.csv", "question,A,B,C,answer\nq,x,,z,A\n", r"a.csv:2 \[B\] is empty"),
+        ("a.csv", 'question,A,B,answer\nq,"x,y,A\n', r"a.csv:2 is no csv"),
+        ("a.txt", "q\n", r"files may be .csv, .jsonl"),
         ("a.csv", "question,A,B,answer\nq,x,y,\n", r"a.csv:2 \[answer\] is empty"),
         ("a.csv", "", "a.csv has no questions"),
     ],
@@ -170,6 +181,91 @@ def test_broken_rows_are_named(name: str, text: str, message: str, tmp_path: Pat
     write(tmp_path / name, text)
     with pytest.raises(DataError, match=message):
         read_benchmark(str(tmp_path / name), "nowhere", 0)
+
+
+def test_files_in_other_encodings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("问题,甲,乙,A\n".encode("gb18030"))
+    with pytest.raises(DataError, match="a.csv is not UTF-8"):
+        read_benchmark(str(tmp_path / "a.csv"), "nowhere", 0)
+    write(tmp_path / "b/test/law_test.csv", "q,x,y,A\n")
+    write(tmp_path / "b/mapping.json", "[1]")
+    with pytest.raises(DataError, match=r"mapping.json: expected"):
+        read_benchmark(str(tmp_path / "b"), "nowhere", 0)
+
+
+def test_a_line_separator_inside_a_text_is_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"question": "one\u2028two", "A": "x", "B": "y", "answer": 1}\n')
+    ((question,),) = read_benchmark(str(tmp_path / "a.jsonl"), "nowhere", 0).asked.values()
+    assert (question.text, question.answer) == ("one\u2028two", 1)
+
+
+def test_published_words_and_categories(tmp_path: Path) -> None:
+    row = ",Question,A,B,C,D,Answer\n0,水稻是什么,草,树,鱼,鸟,A\n"
+    write(tmp_path / "cmmlu/test/chinese_food_culture.csv", row)
+    write(tmp_path / "cmmlu/test/agronomy.csv", row)
+    found = read_benchmark("cmmlu_test", str(tmp_path), 0)
+    assert found.categories["chinese_food_culture"] == ("Social Science", "China specific")
+    prompts = Prompts(found, words_for(found, "auto"))
+    expected = "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n题目：水稻是什么\nA. 草\nB. 树\nC. 鱼\nD. 鸟\n答案是："
+    assert prompts.text(found.asked["agronomy"][0], ()) == expected
+    write(tmp_path / "ceval/val/logic_val.csv", "id,question,A,B,C,D,answer\n0,秘密,一,二,三,四,B\n")
+    ceval = read_benchmark("ceval_validation", str(tmp_path), 0)
+    shown = Prompts(ceval, words_for(ceval, "auto"))
+    (question,) = ceval.questions
+    expected = (
+        "以下是中国关于逻辑学考试的单项选择题，请选出其中的正确答案。\n\n秘密\nA. 一\nB. 二\nC. 三\nD. 四\n答案："
+    )
+    assert shown.text(question, ()) == expected
+    assert shown.text(question, [question]).count("答案：B\n\n秘密") == 1
+    assert words_for(ceval, "en").answer == "Answer:"
+
+
+def test_every_subject_has_one_table() -> None:
+    assert [len(suite.categories) for suite in (MMLU, CEVAL, CMMLU)] == [57, 52, 67]
+    assert MMLU.categories["abstract_algebra"] == ("STEM",)
+    for suite in (CEVAL, CMMLU):
+        assert suite.categories.keys() == suite.titles.keys()
+
+
+def test_shots_beside_a_file(mmlu: Path, tiny: Path) -> None:
+    file = mmlu / "test/high_school_physics_test.csv"
+    shots = read_benchmark(str(file), "nowhere", 1).shots
+    assert [shot.text for shot in shots["high_school_physics"]] == ["What falls?"]
+    write(mmlu / "alone.csv", "q,x,y,A\n")
+    found = evaluate(config_of(tiny, task=str(mmlu / "alone.csv")))
+    assert found.notes == ["alone: no dev questions beside the file, so they were asked without shots"]
+
+
+def test_shots_that_do_not_fit_are_left_out_and_told(mmlu: Path, tiny: Path) -> None:
+    """The tiny model sees 512 tokens, here bytes: the prompt with a long shot does not fit, without it it does."""
+    write(mmlu / "dev/law_dev.csv", f"Who judges {'x' * 600}?,a judge,a cook,a cat,a tree,A\n")
+    found = evaluate(config_of(tiny, task=str(mmlu), n_shot=1))
+    assert found.notes == [f"{tiny}: 1 questions of mmlu had no room for all shots; 1 shots were left out"]
+    without = evaluate(config_of(tiny, task=str(mmlu), n_shot=0))
+    assert found.outcomes["choice"].lines[2] == without.outcomes["choice"].lines[2]
+    write(mmlu / "test/law_test.csv", f"A court is {'x' * 600}?,a house,a tree,a fish,a song,A\n")
+    with pytest.raises(DataError, match=r"law_test.csv:1 \[question\] is longer than the 512 tokens"):
+        evaluate(config_of(tiny, task=str(mmlu), n_shot=1))
+
+
+def test_the_prefix_is_computed_once(mmlu: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four prompts that differ in their last letter, the decoder computes the common pages once."""
+    from luthier.engines.batch import Batch
+
+    computed, asked, hidden = [0], [0], Batch.hidden
+
+    def counting(self: Any, jobs: Any) -> Any:
+        computed[0] += sum(len(job.tokens) for job in jobs)
+        return hidden(self, jobs)
+
+    def listening(subject: Any, pairs: Any) -> Any:
+        asked[0] += sum(len(beginning) + len(ending) for beginning, ending in pairs)
+        return logprobs(subject, pairs)
+
+    monkeypatch.setattr(Batch, "hidden", counting)
+    monkeypatch.setattr("luthier.evaluation.kinds.choice.logprobs", listening)
+    evaluate(config_of(tiny, task=str(mmlu), n_shot=2))
+    assert 0 < computed[0] < 0.4 * asked[0]
 
 
 def test_missing_benchmarks_and_shots(mmlu: Path, tmp_path: Path) -> None:

@@ -5,39 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import ConfigError
-from luthier.core.types import Message
+from luthier.core.errors import ConfigError, DataError
 from luthier.evaluation.kind import KINDS, Outcome, Task
-from luthier.evaluation.logprobs import logprobs
-from luthier.evaluation.measure import measured, share
-from luthier.evaluation.questions import LETTERS, read_benchmark
+from luthier.evaluation.logprobs import Pair, logprobs
+from luthier.evaluation.measure import measured, share, unique
+from luthier.evaluation.prompts import Prompts, words_for
+from luthier.evaluation.questions import LETTERS, Question, read_benchmark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from luthier.evaluation.kind import Evaluation
-    from luthier.evaluation.logprobs import Pair
+    from luthier.evaluation.kind import Evaluation, Line
     from luthier.evaluation.measure import Measure
-    from luthier.evaluation.questions import Question
     from luthier.evaluation.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What stands around a question."""
+class _Asked:
+    """A question as a model reads it."""
 
-    intro: str
-    answer: str
-    """In front of the answer."""
-    gap: str
-    """Between that and the letter."""
-
-
-WORDS = {
-    "en": Words("The following are multiple choice questions (with answers) about {subject}.\n\n", "Answer:", " "),
-    "zh": Words("以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n", "答案：", ""),  # noqa: RUF001
-}
-"""English as in MMLU's evaluation (github.com/hendrycks/test), Chinese as in C-Eval's (arXiv:2305.08322, appendix)."""
+    pairs: list[Pair]
+    """A beginning and an ending for each choice."""
+    dropped: int
+    """Shots that its context had no room for."""
 
 
 @KINDS.register("choice")
@@ -50,101 +40,96 @@ class ChoiceKind:
             raise ConfigError("choice: task is required: a folder or file of a benchmark", code="config_missing")
         self.settings = settings
         self.benchmark = read_benchmark(settings.task, settings.task_dir, settings.n_shot)
-        language = settings.lang if settings.lang != "auto" else "zh" if self.benchmark.is_chinese else "en"
-        self.words = WORDS[language]
-        self.questions = [q for questions in self.benchmark.asked.values() for q in questions]
+        words = words_for(self.benchmark, settings.lang)
+        self.prompts = Prompts(self.benchmark, words, by_text=settings.choice_score == "text")
+        self.questions = self.benchmark.questions
+        self.ids = unique([question.where for question in self.questions])
 
     def measure(self, subject: Subject) -> Outcome:
         """Return the accuracies."""
-        pairs = [pair for question in self.questions for pair in self._pairs(subject, question)]
-        sums = [sum(logp for logp, _ in row) for row in logprobs(subject, pairs)]
-        chosen: list[int] = []
-        place = 0
-        for question in self.questions:
-            count = len(question.choices)
-            scores = sums[place : place + count]
-            if self.settings.choice_score == "text":
-                scores = [s / len(choice.encode()) for s, choice in zip(scores, question.choices, strict=True)]
-            chosen.append(max(range(count), key=scores.__getitem__))
-            place += count
-        lines = [
-            {"question": q.text, "expected": LETTERS[q.answer], "answer": LETTERS[c], "subject": q.subject,
-             "origin": q.where, "right": c == q.answer}
-            for q, c in zip(self.questions, chosen, strict=True)
-        ]  # fmt: skip
-        return Outcome(tuple(self._measures(chosen)), tuple(lines))
+        asked = [self._asked(subject, question) for question in self.questions]
+        sums = iter([
+            sum(logp for logp, _ in row) for row in logprobs(subject, [pair for each in asked for pair in each.pairs])
+        ])  # fmt: skip
+        scores = [[next(sums) for _ in question.choices] for question in self.questions]
+        if self.prompts.by_text:
+            scores = [
+                [score / len(choice.encode()) for score, choice in zip(row, question.choices, strict=True)]
+                for row, question in zip(scores, self.questions, strict=True)
+            ]
+        chosen = [max(range(len(row)), key=row.__getitem__) for row in scores]
+        return Outcome(
+            tuple(self._measures([c == q.answer for q, c in zip(self.questions, chosen, strict=True)])),
+            tuple(self._line(*each) for each in zip(self.ids, self.questions, chosen, scores, strict=True)),
+            tuple(self._notes(subject, [each.dropped for each in asked])),
+        )
 
     def against(self, reference: Evaluation, candidate: Evaluation) -> Outcome:
         """Return nothing: differences say it all."""
         del reference, candidate
         return Outcome(())
 
-    def _measures(self, chosen: Sequence[int]) -> list[Measure]:
-        right = [(q, c == q.answer) for q, c in zip(self.questions, chosen, strict=True)]
-        name = f"choice/{self.benchmark.name}"
-        found = [_accuracy(name, right)]
-        of = self.benchmark.categories
-        found += [
-            _accuracy(f"{name}/{category}", [(q, r) for q, r in right if of.get(q.subject) == category])
-            for category in sorted(set(of.values()))
-        ]
-        subjects = dict.fromkeys(q.subject for q, _ in right)
-        if len(subjects) > 1:
-            for subject in subjects:
-                part = [(q, r) for q, r in right if q.subject == subject]
-                found.append(_accuracy(f"{name}/{subject}", part, is_detail=True))
-        return [each for each in found if each.rows]
-
     # ---- prompts
 
-    def _pairs(self, subject: Subject, question: Question) -> list[Pair]:
-        """Return a beginning and an ending for each choice."""
-        endings = [
-            LETTERS[place] if self.settings.choice_score == "letter" else choice
-            for place, choice in enumerate(question.choices)
-        ]
+    def _asked(self, subject: Subject, question: Question) -> _Asked:
+        """Return the question with as many shots as there is room for."""
+        shots = self.prompts.shots(question)
+        for count in range(len(shots), -1, -1):
+            pairs = self._pairs(subject, question, shots[:count])
+            if max(len(beginning) + len(ending) for beginning, ending in pairs) <= subject.max_tokens:
+                return _Asked(pairs, len(shots) - count)
+        raise DataError(
+            f"{question.where} [question] is longer than the {subject.max_tokens} tokens that {subject.name} sees; "
+            "take it out",
+            code="data_too_long",
+        )
+
+    def _pairs(self, subject: Subject, question: Question, shots: Sequence[Question]) -> list[Pair]:
+        endings = self.prompts.endings(question)
         if self.settings.choice_prompt == "chat":
-            beginning = subject.template.prompt(self._messages(question))
-            return [(beginning, _tokens(subject, ending)) for ending in endings]
-        text = self._text(question)
+            beginning = subject.template.prompt(self.prompts.messages(question, shots))
+            return [(beginning, subject.tokenizer(each, add_special_tokens=False).input_ids) for each in endings]
+        text = self.prompts.text(question, shots)
         beginning = subject.tokenizer(text).input_ids
-        return [_parted(subject, beginning, text + self.words.gap + ending) for ending in endings]
+        return [_parted(subject, beginning, text + self.prompts.words.gap + ending) for ending in endings]
 
-    def _intro(self, question: Question) -> str:
-        title = self.benchmark.titles.get(question.subject, question.subject.replace("_", " "))
-        return self.words.intro.format(subject=title)
+    # ---- results
 
-    def _text(self, question: Question) -> str:
-        shots = [
-            f"{self._asked(shot)}{self.words.gap}{self._right(shot)}\n\n"
-            for shot in self.benchmark.shots.get(question.subject, ())
-        ]
-        return self._intro(question) + "".join(shots) + self._asked(question)
+    def _measures(self, right: Sequence[bool]) -> list[Measure]:
+        name, of = f"choice/{self.benchmark.name}", self.benchmark.categories
+        found = [self._accuracy(name, right, range(len(right)))]
+        for category in dict.fromkeys(c for q in self.questions for c in of.get(q.subject, ())):
+            rows = [i for i, q in enumerate(self.questions) if category in of.get(q.subject, ())]
+            found.append(self._accuracy(f"{name}/{category}", right, rows))
+        if len(self.benchmark.asked) > 1:
+            for each in self.benchmark.asked:
+                rows = [i for i, q in enumerate(self.questions) if q.subject == each]
+                found.append(self._accuracy(f"{name}/{each}", right, rows, is_detail=True))
+        return found
 
-    def _messages(self, question: Question) -> list[Message]:
-        messages: list[Message] = []
-        for shot in self.benchmark.shots.get(question.subject, ()):
-            messages.append(Message(role="user", content=self._asked(shot)))
-            messages.append(Message(role="assistant", content=self._right(shot)))
-        messages.append(Message(role="user", content=self._asked(question)))
-        first = messages[0]
-        return [Message(role=first.role, content=self._intro(question) + first.content), *messages[1:]]
+    def _accuracy(self, name: str, right: Sequence[bool], rows: Sequence[int], *, is_detail: bool = False) -> Measure:
+        return measured(name, share([self.ids[i] for i in rows], [right[i] for i in rows]), is_detail=is_detail)
 
-    def _asked(self, question: Question) -> str:
-        choices = (f"{LETTERS[i]}. {choice}" for i, choice in enumerate(question.choices))
-        return "\n".join([question.text, *choices, self.words.answer])
+    def _line(self, origin: str, question: Question, chosen: int, scores: Sequence[float]) -> Line:
+        return {
+            "question": question.text,
+            "choices": question.choices,
+            "expected": LETTERS[question.answer],
+            "answer": LETTERS[chosen],
+            "right": chosen == question.answer,
+            "scores": [round(score, 4) for score in scores],
+            "subject": question.subject,
+            "origin": origin,
+        }
 
-    def _right(self, question: Question) -> str:
-        letter = self.settings.choice_score == "letter"
-        return LETTERS[question.answer] if letter else question.choices[question.answer]
-
-
-def _accuracy(name: str, right: Sequence[tuple[Question, bool]], *, is_detail: bool = False) -> Measure:
-    return measured(name, share([q.where for q, _ in right], [r for _, r in right]), is_detail=is_detail)
-
-
-def _tokens(subject: Subject, text: str) -> list[int]:
-    return subject.tokenizer(text, add_special_tokens=False).input_ids
+    def _notes(self, subject: Subject, dropped: Sequence[int]) -> list[str]:
+        notes: list[str] = []
+        if some := sum(count > 0 for count in dropped):
+            notes.append(f"{subject.name}: {some} questions of {self.benchmark.name} had no room for all shots; "
+                         f"{sum(dropped)} shots were left out")  # fmt: skip
+        if self.settings.n_shot and not self.benchmark.shots:
+            notes.append(f"{self.benchmark.name}: no dev questions beside the file, so they were asked without shots")
+        return notes
 
 
 def _parted(subject: Subject, beginning: Sequence[int], whole: str) -> Pair:
