@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
 
 from luthier.server.chat import answer_chat
 from luthier.server.completions import answer_completion
@@ -15,6 +16,7 @@ from luthier.server.embeddings import answer_embedding
 from luthier.server.errors import ApiError, ErrorReply, of_validation
 from luthier.server.guard import Guard
 from luthier.server.keys import Keys
+from luthier.server.page import page_of
 from luthier.server.replies import ChatReply, EmbeddingReply, Health, ModelCard, ModelList, TextReply
 from luthier.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from luthier.server.service import Service
@@ -122,6 +124,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def ready() -> Health:
         service.ready()
         return Health(status="ready")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'"
+        return HTMLResponse(page_of(app.openapi()), headers={"content-security-policy": policy})
 
     @app.get(
         "/metrics",

@@ -102,6 +102,10 @@ _REFUSED = {
 """Fields of OpenAI's API that are known and not honoured."""
 
 
+_DEEPEST = 12
+"""Steps of a place that are spelled."""
+
+
 def _short(value: object) -> str:
     try:
         return printable(json.dumps(value, ensure_ascii=False))[1:-1]
@@ -129,5 +133,5 @@ def spelled(path: Sequence[Any]) -> str:
     >>> spelled(["messages", 0, "content"])
     'messages[0].content'
     """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[:_DEEPEST])
     return text.removeprefix(".")

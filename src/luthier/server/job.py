@@ -134,10 +134,18 @@ class Job:
         if found and self._first is None:
             self._first = time.perf_counter()
             self._service.metrics.first_token.observe(self._first - self._began)
-        ends = [piece for _, piece in found if piece.finish_reason is not None]
+        ends = [(number, piece) for number, piece in found if piece.finish_reason is not None]
         self._open -= len(ends)
-        if any(piece.finish_reason == "abort" for piece in ends):
-            raise ApiError(500, "the engine gave this answer up", code="engine_failure")
+        given_up = next((number for number, piece in ends if piece.finish_reason == "abort"), None)
+        if given_up is not None:
+            raise self._failure(self._requests[given_up].error)
+
+    @staticmethod
+    def _failure(error: Exception | None) -> ApiError:
+        """Return what a client is told of an error in the engine: all of it where it is meant for people."""
+        said = f": {error}" if isinstance(error, LuthierError) else ""
+        code = error.code if isinstance(error, LuthierError) else "engine_failure"
+        return ApiError(500, f"the engine gave this answer up{said}", code=code)
 
     def close(self) -> None:
         """Give the places back, and stop what is still growing."""

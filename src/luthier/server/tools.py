@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, ModelError
 from luthier.engines.guides import grammar_guide, json_guide
 from luthier.engines.shaping import Guide
 from luthier.server.call_grammar import THOUGHT, CallGrammar
@@ -91,10 +91,19 @@ def _call_guide(reader: CallReader, voice: Voice, *, many: bool, opened: bool) -
 
 def _guide(voice: Voice, grammar: str, field: str) -> Callable[[], Guide]:
     served = voice.served
+    return _tried(
+        field, lambda: grammar_guide(served.tokenizer, voice.vocabulary, grammar, end_ids=served.engine.end_ids)
+    )
+
+
+def _tried(field: str, make: Callable[[], Callable[[], Guide]]) -> Callable[[], Guide]:
+    """Return what makes guides, once it has made one that allows a first token. Raises ApiError."""
     try:
-        return grammar_guide(served.tokenizer, voice.vocabulary, grammar, end_ids=served.engine.end_ids)
-    except ConfigError as error:
+        guide = make()
+        guide().allowed_V()
+    except (ConfigError, ModelError) as error:
         raise bad(f"{field}: {error}", field, "guide") from error
+    return guide
 
 
 def _format_guide(body: ChatRequest, voice: Voice, *, opened: bool) -> Callable[[], Guide] | None:
@@ -110,10 +119,10 @@ def _format_guide(body: ChatRequest, voice: Voice, *, opened: bool) -> Callable[
         return None
     if opened:
         return _guide(voice, f"start: thought %json {_text(schema)}\n{THOUGHT}\n", "response_format")
-    try:
-        return json_guide(served.tokenizer, voice.vocabulary, schema, end_ids=served.engine.end_ids)
-    except ConfigError as error:
-        raise bad(f"response_format: {error}", "response_format", "guide") from error
+    return _tried(
+        "response_format",
+        lambda: json_guide(served.tokenizer, voice.vocabulary, schema, end_ids=served.engine.end_ids),
+    )
 
 
 def _text(schema: Mapping[str, Any] | None) -> str:
