@@ -24,6 +24,7 @@ def read_conversation(body: ChatRequest, voice: Voice) -> tuple[list[int], bool]
     """Return the prompt, and whether it opens a thought. Raises ApiError for what the template does not take."""
     template = voice.template_with(_variables(body, voice))
     messages = [_message(each, place, body) for place, each in enumerate(body.messages)]
+    voice.check_length(sum(len(message.content) + len(message.reasoning) for message in messages), "messages")
     described = [_tool(tool) for tool in offered(body)]
     tools = json.dumps(described) if described else None
     try:

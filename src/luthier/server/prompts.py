@@ -31,6 +31,7 @@ def read_prompts(given: str | Sequence[Any], voice: Voice, field: str) -> list[T
 def _read(prompt: str | Sequence[int], voice: Voice, field: str) -> TextPrompt:
     tokenizer = voice.served.tokenizer
     if isinstance(prompt, str):
+        voice.check_length(len(prompt), field)
         # A text that brings its begin token gets no second one.
         begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
         found = TextPrompt(tokenizer(prompt, add_special_tokens=not begins)["input_ids"], prompt)

@@ -53,6 +53,11 @@ class TokenTexts:
     def _byte_level(self) -> bool:
         return "ByteLevel" in json.dumps(json.loads(self._tokenizer.backend_tokenizer.to_str()).get("decoder"))
 
+    @cached_property
+    def longest(self) -> int:
+        """Return the most characters that one token stands for; a text has no fewer tokens than this says."""
+        return max(map(len, self._tokenizer.get_vocab()))
+
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes that a token stands for; several tokens may share a character."""
         if token in self._added:

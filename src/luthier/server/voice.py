@@ -66,6 +66,16 @@ class Voice:
         """Return what knows the text of single tokens."""
         return TokenTexts(self.served.tokenizer)
 
+    def check_length(self, characters: int, field: str) -> None:
+        """Raise ApiError for a text that cannot fit, whatever its tokens are: to find them would keep others waiting."""
+        fewest = characters // self.texts.longest
+        if fewest > self.context:
+            raise bad(
+                f"this model sees at most {self.context} tokens; {field} has at least {fewest}; shorten it",
+                field,
+                "context_length_exceeded",
+            )
+
     @cached_property
     def thinks(self) -> bool:
         """Tell whether the model writes thoughts between marks."""
