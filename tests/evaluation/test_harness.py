@@ -1,13 +1,15 @@
 """lm-evaluation-harness through our engine gives what its own transformers model gives."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier.config.load import load_config
-from luthier.workflows.evaluate import evaluate
+from luthier.core.errors import DataError
+from luthier.workflows.evaluate import evaluate, evaluate_all
 
 pytest.importorskip("lm_eval")
 
@@ -69,3 +71,44 @@ def test_equal_to_the_harness_own_model(tasks: Path, tiny: Path) -> None:
                 checked += 1
     assert checked >= 6
     assert found["harness/own_choice/acc"].rows == 5
+    assert found["harness/own_choice/acc"].series is not None
+
+
+def test_rows_are_paired_and_written(tasks: Path, run: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "own")
+    config = load_config({"model_name_or_path": str(own), "dtype": "float32", "eval_tasks": "own_choice,own_text",
+                          "eval_tasks_dir": str(tasks)}).config  # fmt: skip
+    _, tuned = evaluate_all([config], name="tasks").evaluations
+    gap = tuned.differences["harness/own_choice/acc"]
+    assert gap.rows == 5
+    assert gap.interval is not None
+    lines = [json.loads(line) for line in (own / "evaluation/tasks/predictions-harness.jsonl").read_text().splitlines()]
+    chosen = [line for line in lines if line["origin"].startswith("own_choice:")]
+    assert [line["origin"] for line in chosen] == [f"own_choice:{i}" for i in range(5)]
+    assert sum(line["grades"]["acc"] for line in chosen) / 5 == tuned.measure("harness/own_choice/acc").value
+    assert tuned.measure("harness/own_text/byte_perplexity").better == "lower"
+
+
+def test_models_that_our_decoder_does_not_run(tasks: Path, tiny: Path) -> None:
+    told = {
+        "model_name_or_path": str(tiny),
+        "dtype": "float32",
+        "eval_tasks": "own_choice",
+        "eval_tasks_dir": str(tasks),
+    }
+    ours, theirs = (evaluate(load_config({**told, "engine": engine}).config) for engine in ("auto", "hf"))
+    assert [m.value for m in ours.measures] == [m.value for m in theirs.measures]
+
+
+def test_endings_that_do_not_fit_are_told(tiny: Path) -> None:
+    from luthier.evaluation.harness_model import HarnessModel
+    from luthier.evaluation.subject import Subject
+    from luthier.workflows.build import load_speaker
+
+    speaker = load_speaker(load_config({"model_name_or_path": str(tiny), "dtype": "float32"}).config)
+    model: Any = HarnessModel(Subject("tiny", speaker.model, speaker.template, lambda: speaker.engine))
+    ((logp, _),) = model._loglikelihood_tokens([(("", ""), [1] * 600, [2, 3])])
+    ((cut, _),) = model._loglikelihood_tokens([(("", ""), [1] * 510, [2, 3])])
+    assert logp == cut
+    with pytest.raises(DataError, match="an ending of 512 tokens is longer than the 512"):
+        model._loglikelihood_tokens([(("", ""), [1], [2] * 512)])

@@ -8,6 +8,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from luthier.core.errors import DataError
 from luthier.core.types import Sampling
 from luthier.evaluation.logprobs import logprobs
 
@@ -67,8 +68,14 @@ class HarnessModel(TemplateLM):
         ]
 
     def _fitting(self, context: list[int], ending: list[int]) -> tuple[list[int], list[int]]:
-        """Cut a beginning from the left where it does not fit."""
+        """Cut a beginning from the left where it does not fit; raises DataError where not even the ending does."""
         room = self._subject.max_tokens - len(ending)
+        if room < 1:
+            raise DataError(
+                f"harness: an ending of {len(ending)} tokens is longer than the {self._subject.max_tokens} that "
+                f"{self._subject.name} sees; take its task out of eval_tasks",
+                code="data_too_long",
+            )
         return context[-room:], ending
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: FBT001
@@ -90,7 +97,8 @@ class HarnessModel(TemplateLM):
             context, given = request.args
             asked = normalize_gen_kwargs(dict(given), MOST_NEW_TOKENS)
             new = int(asked.get("max_gen_toks") or asked.get("max_new_tokens") or MOST_NEW_TOKENS)
-            prompts.append(self.tok_encode(context)[-(self._subject.max_tokens - new) :])
+            room = max(1, self._subject.max_tokens - new)
+            prompts.append(self.tok_encode(context)[-room:])
             hows.append(
                 Sampling(
                     max_new_tokens=new,

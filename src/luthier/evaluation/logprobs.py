@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Tokens of a beginning, and of the ending behind it; neither is empty."""
-_AT_ONCE = 8
+TOKENS_AT_ONCE = 4096
+"""Of packed rows, a beginning that two neighbours share counted once."""
 
 
 def logprobs(subject: Subject, pairs: Sequence[Pair], *, top: int = 0) -> list[list[tuple[float, bool]]]:
@@ -37,23 +38,38 @@ def logprobs(subject: Subject, pairs: Sequence[Pair], *, top: int = 0) -> list[l
 def _packed(subject: Subject, pairs: Sequence[Pair]) -> list[list[tuple[float, bool]]]:
     """Score by packed forward passes, for models that our decoder does not run."""
     found: list[list[tuple[float, bool]]] = []
-    for start in range(0, len(pairs), _AT_ONCE):
+    for batch in _batches(pairs):
         units = [
             [Segment(tokens=[*beginning, *ending], weight=[0.0] * len(beginning) + [1.0] * len(ending))]
-            for beginning, ending in pairs[start : start + _AT_ONCE]
+            for beginning, ending in batch
         ]
         with torch.no_grad():
             logp_N = subject.policy(pack(units).to(subject.model.device)).logp
-        sizes = [len(ending) for _, ending in pairs[start : start + _AT_ONCE]]
-        found += [[(value, False) for value in part.tolist()] for part in logp_N.split(sizes)]
+        found += [[(value, False) for value in part.tolist()] for part in logp_N.split([len(e) for _, e in batch])]
     return found
 
 
+def _batches(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    batches: list[list[Pair]] = []
+    room, before = 0, list[int]()
+    for beginning, ending in pairs:
+        tokens = [*beginning, *ending]
+        shared = next((i for i, (a, b) in enumerate(zip(tokens, before, strict=False)) if a != b), 0)
+        if not batches or len(tokens) - shared > room:
+            batches.append([])
+            room, shared = TOKENS_AT_ONCE, 0
+        batches[-1].append((beginning, ending))
+        room, before = room - (len(tokens) - shared), tokens
+    return batches
+
+
 def _greedy(subject: Subject, pair: Pair) -> list[tuple[float, bool]]:
+    """Score one pair by a plain forward pass that keeps all logits, [E, V] of E tokens of the ending."""
     beginning, ending = pair
     ids = torch.tensor([[*beginning, *ending]], device=subject.model.device)
     with torch.no_grad():
-        logits_TV = subject.model(input_ids=ids).logits[0, len(beginning) - 1 : -1].float()
-    logp_T = torch.log_softmax(logits_TV, -1).gather(1, ids[0, len(beginning) :, None])[:, 0]
-    best_T = logits_TV.argmax(-1) == ids[0, len(beginning) :]
-    return list(zip(logp_T.tolist(), best_T.tolist(), strict=True))
+        # Virtual tokens may have logits too, in front of those of the ids.
+        logits_EV = subject.model(input_ids=ids).logits[0, -len(ending) - 1 : -1].float()
+    targets_E = ids[0, len(beginning) :]
+    logp_E = torch.log_softmax(logits_EV, -1).gather(1, targets_E[:, None])[:, 0]
+    return list(zip(logp_E.tolist(), (logits_EV.argmax(-1) == targets_E).tolist(), strict=True))

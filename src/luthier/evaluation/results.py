@@ -13,6 +13,7 @@ from luthier.core.errors import RunError
 from luthier.core.log import printable
 from luthier.core.paths import beside, sync_folder, write_whole
 from luthier.evaluation.kind import Evaluation
+from luthier.evaluation.measure import unique
 from luthier.runs.store import new_run_path, slug
 
 if TYPE_CHECKING:
@@ -57,12 +58,13 @@ def write(folder: Path, what: Written) -> Path:
     temporary = beside(folder)
     temporary.mkdir()
     try:
-        for number, evaluation in enumerate(what.evaluations):
-            last = number == len(what.evaluations) - 1
+        names = unique([slug(each.model) for each in what.evaluations])
+        names[-1] = ""
+        for evaluation, name in zip(what.evaluations, names, strict=True):
             for kind, outcome in evaluation.outcomes.items():
                 if outcome.lines:
-                    path = temporary / f"predictions-{kind}{'' if last else f'-{slug(evaluation.model)}'}.jsonl"
-                    write_whole(path, json_lines(outcome.lines))
+                    file = f"predictions-{kind}{name and '-'}{name}.jsonl"
+                    write_whole(temporary / file, json_lines(outcome.lines))
         write_whole(temporary / FILE, json.dumps(plain(what), indent=1, ensure_ascii=False, allow_nan=False))
         target = _free(folder)
         temporary.rename(target)
@@ -82,7 +84,7 @@ def _free(folder: Path) -> Path:
 
 def json_lines(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return one JSON object a line."""
-    return "".join(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    return "".join(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False, default=str) + "\n" for line in lines)
 
 
 def plain(what: Written) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
+from luthier.core.paths import cache_folder
 from luthier.evaluation.metric import missing_library
 
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -34,10 +36,20 @@ def words(text: str) -> list[str]:
 
 
 def jieba() -> Any:
-    """Return the library. Raises DependencyError when it is missing."""
+    """Return what segments Chinese. Raises DependencyError when the library is missing."""
     try:
         import jieba as library
     except ImportError as error:
         raise missing_library("segmenting Chinese", error) from error
+    return _segmenter(library)
+
+
+@cache
+def _segmenter(library: Any) -> Any:
+    """Return a segmenter that keeps its table in our cache, and not where everybody may write."""
     library.setLogLevel("ERROR")
-    return library
+    made = library.Tokenizer()
+    folder = cache_folder("jieba")
+    folder.mkdir(parents=True, exist_ok=True)
+    made.tmp_dir = str(folder)
+    return made
