@@ -29,10 +29,10 @@ from luthier.models.load import resolve
 SECONDS_TARGET, MEMORY_TARGET = 120, 1.3
 SHARD_GB = 0.256
 WATCHED = """
-import resource, sys
+import sys
 import luthier.workflows.export, peft, transformers.models.llama.modeling_llama
 from luthier.cli import main
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
 before = peak()
 try:
     main()

@@ -12,10 +12,19 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import APIStatusError, AuthenticationError, InternalServerError, NotFoundError, OpenAI, RateLimitError
+from openai import (
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    InternalServerError,
+    NotFoundError,
+    OpenAI,
+    RateLimitError,
+)
 from serving import Running, plan_of, running, until
 
 from luthier.core.errors import ConfigError
+from luthier.server import job as job_module
 from luthier.server import stream as stream_module
 from luthier.server.keys import Keys, add_key, remove_key
 from luthier.server.run import check_open
@@ -322,3 +331,29 @@ def test_numbers_for_prometheus(live: Running, client: OpenAI) -> None:
     assert live.metric("luthier_requests_total", path=PATH, code="200") == before + 1
     assert live.metric("luthier_requests_total", path=PATH, code="404") >= 1
     assert "/made/up" not in text
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_read(live: Running) -> None:
+    began = time.monotonic()
+    long = "x" * 9_000_000
+    error = shaped(live.post(PATH, {**CHAT, "messages": [{"role": "user", "content": long}]}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "at least" in error["message"]
+    assert shaped(live.post("/v1/completions", {"model": "tiny", "prompt": long}), 400)["param"] == "prompt"
+    assert time.monotonic() - began < 5
+
+
+def test_silence_is_filled_and_a_client_that_waits_no_longer_is_noticed(
+    small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "SILENCE_SECONDS", 0.05)
+    engine: Any = small.service.voices["tiny"].served.engine
+    original = engine.step
+    engine.step = lambda: (time.sleep(0.2), original())[1]
+    with httpx.stream("POST", small.url + PATH, json={**LONG, "max_tokens": 3}, timeout=20) as reply:
+        lines = list(reply.iter_lines())
+    assert ": still there" in lines
+    assert lines[-2] == "data: [DONE]"
+    with pytest.raises(APITimeoutError):
+        small.client(timeout=0.3).chat.completions.create(**{**LONG, "stream": False})
+    idle(small)

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from torch import Tensor
+
     from luthier.export.source import Weight
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
+NUMBERS_AT_A_TIME = 1 << 22
 INDEX = "model.safetensors.index.json"
 
 
@@ -94,7 +97,12 @@ def _bytes(name: str, weight: Weight, form: torch.dtype) -> memoryview:
     if tuple(tensor.shape) != weight.shape:
         raise ModelError(f"{name} is {tuple(tensor.shape)}, announced as {weight.shape}", code="model_damaged")
     rounded = tensor.to(form).contiguous()
-    if form.is_floating_point and not bool(torch.isfinite(rounded).all()):
-        why = "" if not bool(torch.isfinite(tensor).all()) else f" in {str(form).removeprefix('torch.')}"
+    if form.is_floating_point and not _is_finite(rounded):
+        why = f" in {str(form).removeprefix('torch.')}" if _is_finite(tensor) else ""
         raise ModelError(f"{name} is not finite{why}; try export_dtype: float32", code="model_nan")
     return rounded.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # In parts: the check of a whole tensor takes several times its memory.
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(NUMBERS_AT_A_TIME))

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from luthier.core.log import logger
+
 _HALF = re.compile("[\ud800-\udfff]")
 _UNFIT = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 MOST_NAMED = 12
@@ -95,6 +97,7 @@ def ignored_header(body: BaseModel) -> dict[str, str]:
     found = unknown_fields(body)
     if not found:
         return {}
+    logger.debug("ignored fields: %s", ", ".join(map(_plain, found[:MOST_NAMED])))
     rest = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
     return {"x-ignored-fields": ", ".join([*(_plain(name) for name in found[:MOST_NAMED]), *rest])}
 

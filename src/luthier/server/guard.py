@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from luthier.core.log import logger
+from luthier.core.log import logger, printable
 from luthier.server.errors import ApiError
 from luthier.server.inbox import ClientGone
 
@@ -75,14 +75,16 @@ class Guard:
         """
         host = _host(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
-            raise ApiError(403, f"this server answers on this machine only, and not as {host!r}", code="host")
+            raise ApiError(403, f"this server answers on this machine only, and not as {printable(host)}", code="host")
         origin = headers.get("origin", "").lower()
         if not origin:
             return ""
-        parts = urlsplit(origin)
-        if origin in self._origins or parts.hostname in LOOPBACK or parts.netloc == headers.get("host", "").lower():
+        place = origin.partition("://")[2]
+        if origin in self._origins or _host(place) in LOOPBACK or place == headers.get("host", "").lower():
             return headers["origin"]
-        raise ApiError(403, f"pages of {origin} may not ask; allowed_origins names those that may", code="origin")
+        raise ApiError(
+            403, f"pages of {printable(origin)} may not ask; allowed_origins names those that may", code="origin"
+        )
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         if not self._keys.required or scope["path"] in OPEN_PATHS:
@@ -93,6 +95,11 @@ class Guard:
             said = "this key is unknown here" if secret else "a key is needed: Authorization: Bearer KEY"
             raise ApiError(401, said, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         scope["luthier.key"] = owner
+
+
+def new_id() -> str:
+    """Return an id for a request that brings none."""
+    return f"req_{uuid.uuid4().hex}"
 
 
 def is_loopback(host: str) -> bool:
@@ -115,7 +122,7 @@ class _Passing:
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self.headers = headers
         given = headers.get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        self.id = given if _ID.fullmatch(given) else new_id()
         self.allowed_origin = ""
         self._read, self._most = 0, service.limits.max_body_bytes
         self._status = 0

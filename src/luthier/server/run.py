@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.core.errors import ConfigError, LuthierError
 from luthier.core.log import logger
 from luthier.server.app import make_app
-from luthier.server.guard import is_loopback
+from luthier.server.errors import bad
+from luthier.server.guard import is_loopback, new_id
 from luthier.server.service import Service
 
 if TYPE_CHECKING:
@@ -29,6 +33,20 @@ _AFTER_GRACE_SECONDS = 3.0
 """Connections get this long to take the error that ends them."""
 
 
+class _Http(H11Protocol):
+    """Answers bytes that are no HTTP in the shape of errors, too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no request, and close."""
+        body = json.dumps(bad(msg, None, "invalid_http").body).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers.append(("x-request-id", new_id()))
+        parts = [h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=body)]
+        for part in [*parts, h11.EndOfMessage()]:
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Stops in order at the first signal, at once at the second."""
 
@@ -37,6 +55,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service, keys),
+                http=_Http,
                 log_config=None,
                 access_log=False,
                 lifespan="on",

@@ -67,7 +67,7 @@ class Voice:
         return TokenTexts(self.served.tokenizer)
 
     def check_length(self, characters: int, field: str) -> None:
-        """Raise ApiError for a text that cannot fit, whatever its tokens are: to find them would keep others waiting."""
+        """Raise ApiError for a text that cannot fit. Its tokens are not looked for: that would keep others waiting."""
         fewest = characters // self.texts.longest
         if fewest > self.context:
             raise bad(
