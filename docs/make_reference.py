@@ -24,10 +24,9 @@ def settings() -> list[str]:
         properties = schema.get("properties", {})
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"] if properties else ["No settings."]
         for key, facts in properties.items():
-            default = f"`{facts['default']}`" if "default" in facts else "required"
-            lines.append(
-                f"| `{key}` | {kind_of(facts).replace('|', 'or')} | {default} | {facts.get('description', '')} |"
-            )
+            default = "required" if key in schema.get("required", ()) else f"`{facts.get('default', {})}`"
+            meaning = " ".join(facts.get("description", "").split())
+            lines.append(f"| `{key}` | {kind_of(facts).replace('|', 'or')} | {default} | {meaning} |")
     return lines
 
 

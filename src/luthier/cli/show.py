@@ -65,7 +65,7 @@ def _section_help(section: str, schema: Mapping[str, Any], prefix: str, title: s
     for key, facts in schema.get("properties", {}).items():
         dotted = f"{section}.{key}"
         if dotted.startswith(prefix) or key == prefix or section == prefix or title.endswith(f"={prefix}"):
-            default = json.dumps(facts["default"]) if "default" in facts else "required"
+            default = "required" if key in schema.get("required", ()) else json.dumps(facts.get("default", {}))
             lines.append(f"  {key} ({kind_of(facts)}; {default})\n      {facts.get('description', '')}")
     wanted_shelf = bool(title) and (not prefix or title.endswith(f"={prefix}"))
     return [heading, *lines] if lines or wanted_shelf else []
