@@ -136,7 +136,7 @@ def test_audit_ends_with_two_for_bad_rows(file: Path, jobs: Jobs) -> None:
         (["train", "{file}", "val_size=100"], 2, "leaves no row to train on"),
         (["train", "{file}", "--resume", "must"], 2, "holds no run"),
         (["chat", "nothing-here"], 2, "neither a folder"),
-        (["export", "nothing-here"], 2, "export_dir is required"),
+        (["export", "nothing-here"], 2, "neither a folder"),
         (["runs", "show", "."], 2, "is no run directory"),
         (["data", "list", "nowhere"], 2, "nowhere is no folder"),
         (["trian"], 2, "No such command 'trian'"),
