@@ -148,6 +148,7 @@ def test_a_judge_sees_both_orders(own: Path, held_out: Path, judge_server: Any) 
     judge_server.reply = lambda text: "Verdict: A"  # favours a place: every pair is a tie
     tied = evaluate_all([config_of(own, **told, **ask)], name="a").evaluations[-1]
     assert tied.measure("judge/win_rate").value == 0.5
+    assert tied.measure("judge/orders_agree").value == 0
     assert len(judge_server.seen) == 8
     longest = {"n": 0}
 
@@ -164,6 +165,68 @@ def test_a_judge_sees_both_orders(own: Path, held_out: Path, judge_server: Any) 
     failed = evaluate_all([config_of(own, **told, **ask)], name="c").evaluations[-1]
     assert "4 of 4 pairs could not be judged" in failed.notes[0]
     assert "judge/win_rate" not in [m.name for m in failed.measures]
+
+
+def test_a_model_alone_is_judged_against_the_expected_answers(tiny: Path, held_out: Path, judge_server: Any) -> None:
+    expected = "tea 0"
+
+    def prefers_expected(text: str) -> str:
+        first = text.partition("Answer A:")[2].partition("Answer B:")[0]
+        return f"Verdict: {'A' if expected in first else 'B'}"
+
+    judge_server.reply = prefers_expected
+    found = evaluate(config_of(tiny, eval_dataset=str(held_out), eval_kinds="judge", max_new_tokens=4, predict_samples=1,
+                               eval_judge={"base_url": judge_server.url, "model": "m"}))  # fmt: skip
+    assert found.against == "the expected answers"
+    assert (found.measure("judge/win_rate").value, found.measure("judge/orders_agree").value) == (0, 1)
+    assert found.outcomes["judge"].lines[0]["other"] == expected
+
+
+@pytest.fixture
+def bad_and_good(tmp_path: Path) -> Path:
+    file = tmp_path / "tagged.jsonl"
+    rows = [{"instruction": f"q {i}", "output": f"answer {i}", "kto_tag": i % 2 == 0} for i in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_of_preference_rows_the_chosen_answers_count(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen.jsonl"
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    plain = [{"instruction": row["instruction"], "output": row["chosen"]} for row in rows]
+    chosen.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
+    told = {"max_new_tokens": 2, "eval_metrics": "exact"}
+    of_pairs = evaluate(config_of(tiny, stage="dpo", eval_dataset=str(pairs), **told))
+    of_answers = evaluate(config_of(tiny, eval_dataset=str(chosen), **told))
+    assert of_pairs.measure("loss/loss").value == pytest.approx(of_answers.measure("loss/loss").value, abs=1e-6)
+    assert [p.expected for p in of_pairs.predictions] == [row["chosen"] for row in rows]
+    assert evaluate(config_of(tiny, stage="dpo", eval_dataset=str(chosen), **told)).measure("loss/loss").rows == 22
+
+
+def test_of_tagged_rows_the_good_answers_count(tiny: Path, bad_and_good: Path) -> None:
+    found = evaluate(config_of(tiny, stage="kto", eval_dataset=str(bad_and_good), max_new_tokens=2))
+    assert [p.expected for p in found.predictions] == ["answer 0", "answer 2", "answer 4"]
+    assert found.measure("loss/loss").rows == 3
+
+
+def test_prompts_have_answers_but_no_targets(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i} + 1?", "answer": f"{i + 1}"}) + "\n" for i in range(3)))
+    told = {"stage": "grpo", "rewards": "exact_match", "eval_dataset": str(file), "max_new_tokens": 2}
+    found = evaluate(config_of(tiny, **told))
+    assert list(found.outcomes) == ["generate"]
+    assert [p.expected for p in found.predictions] == ["1", "2", "3"]
+    with pytest.raises(ConfigError, match="loss: the rows of eval_dataset are prompts without target tokens"):
+        evaluate(config_of(tiny, **told, eval_kinds="loss"))
+
+
+def test_a_run_that_has_nothing_to_measure_yet(run: Path, held_out: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name in ("status.json", "config.yaml"):
+        shutil.copy(run / name, empty / name)
+    with pytest.raises(ModelError, match="has neither final weights nor a checkpoint yet"):
+        evaluate(config_of(empty, eval_dataset=str(held_out)))
 
 
 def test_verdicts() -> None:
@@ -188,6 +251,10 @@ def test_verdicts() -> None:
         ({"eval_kinds": "harness"}, ConfigError, "harness: eval_tasks is required"),
         ({"eval_dataset": "{held}", "eval_kinds": "judge"}, ConfigError, "judge: eval_judge is required"),
         ({"eval_dataset": "{held}", "eval_judge": {"base_url": "x", "model": "m"}}, ConfigError, "eval_judge: base_url"),
+        ({"eval_dataset": "{held}", "eval_judge": {"base_url": "http://a/v1", "modle": "m"}}, ConfigError,
+         "eval_judge: unknown setting 'modle'.*did you mean 'model'"),
+        ({"eval_dataset": "{held}", "eval_judge": {"base_url": "http://a/v1", "model": "m", "prompt": "x"}}, ConfigError,
+         "prompt needs {a} and {b}"),
         ({"eval_dataset": "{held}", "eval_judge": {"base_url": "http://a/v1", "model": "m", "api_key_env": "NOPE_X"}},
          ConfigError, "environment variable NOPE_X"),
         ({"eval_tasks": "nothing_like_it"}, ConfigError, "'nothing_like_it' is no task of lm-evaluation-harness"),

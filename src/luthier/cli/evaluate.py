@@ -70,7 +70,7 @@ def _in_short(found: Comparison) -> dict[str, Any]:
     exact = [each for each in last.measures if each.name == EXACT]
     if not exact:
         return {"model": last.model}
-    before = {} if last.against is None else {"before": by_name[last.against].exact_match}
+    before = {"before": by_name[last.against].exact_match} if last.against in by_name else {}
     return {
         "model": last.model,
         "exact_match": last.exact_match,

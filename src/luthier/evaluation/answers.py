@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import DataError
 from luthier.core.log import logger
 from luthier.evaluation.measure import unique
+from luthier.evaluation.rows import expected_of
 
 if TYPE_CHECKING:
-    from luthier.core.types import Example, Sampling
+    from luthier.core.types import Sampling
     from luthier.evaluation.rows import HeldOut
     from luthier.evaluation.subject import Subject
 
@@ -33,11 +34,6 @@ class Prediction:
     def is_exact(self) -> bool:
         """Tell whether both texts are equal but for blanks around them."""
         return self.answer.strip() == self.expected.strip()
-
-
-def expected_of(example: Example) -> str:
-    """Return the answer that a row expects."""
-    return example.endings[0][-1].content
 
 
 def answer(subject: Subject, rows: HeldOut, how: Sampling) -> list[Prediction]:
@@ -72,7 +68,7 @@ def _answer(subject: Subject, rows: HeldOut, how: Sampling) -> list[Prediction]:
     return [
         Prediction(
             example.context[-1].content,
-            expected_of(example),
+            expected_of(example) or "",
             given[0].text,
             origin,
             given[0].finish_reason,

@@ -48,7 +48,12 @@ class HeldOut:
     @property
     def with_answers(self) -> list[Example]:
         """Return the rows that say what is expected."""
-        return [example for example in self.examples if example.endings]
+        return [example for example in self.examples if expected_of(example) is not None]
+
+    @property
+    def has_targets(self) -> bool:
+        """Tell whether there is something to score, and not only prompts."""
+        return self.kind != "prompt"
 
     def _read(self, most: int) -> list[Example]:
         # Of a split, rows are counted after they are chosen.
@@ -62,7 +67,9 @@ class HeldOut:
                 if self.split is not None and row.where not in self.split.origins:
                     continue
                 try:
-                    examples.append(_example(row, source, self.kind))
+                    example = _example(row, source, self.kind)
+                    # Of answers that are tagged, the bad ones are nothing to aim at.
+                    examples += [] if example.desirable is False else [example]
                 except DataError:
                     if self.config.data.bad_rows == "fail":
                         raise
@@ -74,12 +81,56 @@ class HeldOut:
     def units(self, subject: Subject) -> tuple[Sequence[Unit], list[str]]:
         """Return every row as tokens with weights, prepared as training prepares them, and where each stands."""
         if subject.writing not in self._units:
-            store, report = prepare(self.names, Preparer(subject.template, self.config.data, self.kind))
+            kind: RowKind = "answer" if self.kind == "tagged" else self.kind
+            store, report = prepare(self.names, Preparer(subject.template, self.config.data, kind))
             report.enforce(self.config.data.bad_rows)
             chosen = np.arange(len(store)) if self.split is None else self.split.choose(len(store))
+            if self.kind == "tagged":
+                good = {example.origin for example in self.examples}
+                chosen = np.array([i for i in chosen if str(store.origins[i]) in good], dtype=int)
             self._units[subject.writing] = store, chosen
         store, chosen = self._units[subject.writing]
-        return [store[i] for i in chosen], [str(store.origins[i]) for i in chosen]
+        # Of two answers to one prompt the first one is the chosen one.
+        most = 1 if self.kind == "pair" else None
+        return [store[int(i)][:most] for i in chosen], [str(store.origins[int(i)]) for i in chosen]
+
+
+def expected_of(example: Example) -> str | None:
+    """Return the answer that a row expects, the chosen one of two; None where it does not say."""
+    if example.endings:
+        return example.endings[0][-1].content
+    said = example.extra.get("answer")
+    return None if said is None else str(said)
+
+
+_READ_AS: dict[RowKind, tuple[RowKind, ...]] = {
+    "answer": ("answer",),
+    "text": ("text",),
+    "pair": ("pair", "answer"),
+    "tagged": ("tagged", "answer"),
+    "prompt": ("answer", "prompt"),
+}
+"""What an objective learns from -> what held-out rows may be, the first that fits the first row."""
+
+
+def kind_for(names: tuple[str, ...], config: RunConfig) -> RowKind:
+    """Return as what the rows of some data sets are read when a model of this objective is measured on them."""
+    choices = _READ_AS[config.objective.rows]
+    for kind in choices:
+        if _fits(names, config, kind):
+            return kind
+    return choices[0]
+
+
+def _fits(names: tuple[str, ...], config: RunConfig, kind: RowKind) -> bool:
+    sources = find_sources(names, config.data)
+    try:
+        check_kind(sources, kind)
+        first = next((row, source) for source in sources for row in read_rows(source) if row.value is not None)
+        _example(*first, kind)
+    except (DataError, StopIteration):
+        return False
+    return True
 
 
 def kind_of(names: tuple[str, ...], config: RunConfig) -> RowKind:

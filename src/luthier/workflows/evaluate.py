@@ -90,6 +90,7 @@ def evaluate(config: RunConfig, *, base: bool = False, out: Path | None = None) 
                 evaluation = measure(kinds, subject)
         else:
             evaluation = measure(kinds, subject)
+    set_against_rows(kinds, evaluation)
     write_predictions(evaluation, out)
     return evaluation
 
@@ -114,6 +115,8 @@ def evaluate_all(
         reference = bases.get(job.base_key) or next(iter([*bases.values(), tuned[0]]))
         if reference is not evaluation:
             set_against(kinds, reference, evaluation)
+        elif len(jobs) == 1:
+            set_against_rows(kinds, evaluation)
     comparison = Comparison([*bases.values(), *tuned])
     write_predictions(tuned[-1], lines)
     settings = dump(jobs[0].config)
@@ -227,6 +230,13 @@ def set_against(kinds: Mapping[str, Kind], reference: Evaluation, candidate: Eva
             lines=(*own.lines, *more.lines),
             notes=(*own.notes, *more.notes),
         )
+
+
+def set_against_rows(kinds: Mapping[str, Kind], evaluation: Evaluation) -> None:
+    """Let a model without a counterpart be judged against the answers that the rows expect."""
+    if "judge" in kinds:
+        expected = [replace(each, answer=each.expected) for each in evaluation.predictions]
+        set_against(kinds, Evaluation("the expected answers", predictions=expected), evaluation)
 
 
 # ---- answers as one file

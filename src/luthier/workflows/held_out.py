@@ -8,19 +8,16 @@ from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 from luthier.data.prepare import prepare
 from luthier.evaluation.kind import KINDS, Kind, Task
-from luthier.evaluation.rows import HeldOut, Split
+from luthier.evaluation.rows import HeldOut, Split, kind_for
 from luthier.workflows.build import read_preparer, split_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from luthier.config.schema import RunConfig
-    from luthier.core.types import RowKind
 
 _ASKED_BY = {"forgetting": "eval_general_dataset", "choice": "task", "judge": "eval_judge", "harness": "eval_tasks"}
 """Kind -> the setting that asks for it where eval_kinds is empty."""
-_READ_AS: dict[str, RowKind] = {"text": "text"}
-"""What an objective learns from -> what held-out rows are; single answers where it is not here."""
 
 
 def make_kinds(config: RunConfig) -> dict[str, Kind]:
@@ -35,8 +32,10 @@ def make_kinds(config: RunConfig) -> dict[str, Kind]:
 
 
 def _usual_kinds(task: Task) -> list[str]:
-    rows = [] if task.held_out is None else ["loss", *(["generate"] if task.held_out.with_answers else [])]
-    kinds = rows + [kind for kind, setting in _ASKED_BY.items() if getattr(task.config.evaluate, setting)]
+    rows = task.held_out
+    kinds = ["loss"] if rows is not None and rows.has_targets else []
+    kinds += ["generate"] if rows is not None and rows.with_answers else []
+    kinds += [kind for kind, setting in _ASKED_BY.items() if getattr(task.config.evaluate, setting)]
     if not kinds:
         raise ConfigError(
             "eval_dataset is required: the rows to measure on (a name in dataset_info.json or a file); or set "
@@ -48,10 +47,10 @@ def _usual_kinds(task: Task) -> list[str]:
 
 def held_out_rows(config: RunConfig) -> HeldOut | None:
     """Return the rows of eval_dataset, or else those that val_size sets aside; None where the settings name neither."""
-    kind = _READ_AS.get(config.objective.rows, "answer")
     if config.data.eval_dataset:
-        return HeldOut(config.data.eval_dataset, config, kind)
-    if not (config.data.val_size and config.data.dataset) or config.objective.rows not in ("answer", "text"):
+        return HeldOut(config.data.eval_dataset, config, kind_for(config.data.eval_dataset, config))
+    kind = config.objective.rows
+    if not (config.data.val_size and config.data.dataset) or kind == "prompt":
         return None
     store, report = prepare(config.data.dataset, read_preparer(config))
     report.enforce(config.data.bad_rows)

@@ -118,8 +118,9 @@ def _measure(
     graded = [row for row in rows if row.filter == filtered and metric in row.grades]
     values = [row.grades[metric] for row in graded]
     if values and abs(sum(values) / len(values) - value) < 1e-6:
-        make = share if set(values) <= {0.0, 1.0} else mean
-        return measured(shown, make([row.id for row in graded], values), better=better, is_detail=is_detail)
+        ids, is_share = [row.id for row in graded], set(values) <= {0.0, 1.0}
+        series = share(ids, [value > 0 for value in values]) if is_share else mean(ids, values)
+        return measured(shown, series, better=better, is_detail=is_detail)
     spread = 1.96 * error if isinstance(error, int | float) else None
     return Measure(
         name=shown,

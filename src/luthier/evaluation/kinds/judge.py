@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from luthier.config.load import adapter
+from luthier.config.parts import make
 from luthier.core.errors import ConfigError
 from luthier.core.log import first_line
 from luthier.evaluation.answers import answer
 from luthier.evaluation.kind import KINDS, Outcome, Task
-from luthier.evaluation.measure import mean, measured
+from luthier.evaluation.measure import mean, measured, share
 from luthier.evaluation.rows import need_rows
 from luthier.rewards.endpoint import ask
 
@@ -97,21 +97,25 @@ class JudgeKind:
         return Outcome(())
 
     def against(self, reference: Evaluation, candidate: Evaluation) -> Outcome:
-        """Return the win rate of the candidate, ties counted half."""
+        """Return the win rate of the candidate, ties counted half, and how often both orders agreed."""
         before = {p.origin: p for p in reference.predictions}
         pairs = [(p, before[p.origin]) for p in candidate.predictions if p.origin in before]
         with ThreadPoolExecutor(self.judge.parallel) as pool:
             lines = list(pool.map(lambda pair: self._judged(*pair), pairs))
         judged = [line for line in lines if line["score"] is not None]
-        failed = len(lines) - len(judged)
-        notes = []
-        if failed:
-            first = next(line["error"] for line in lines if line["score"] is None)
-            notes.append(f"judge: {failed} of {len(lines)} pairs could not be judged and are left out; first: {first}")
+        notes: list[str] = []
+        if failed := [line for line in lines if line["score"] is None]:
+            first = failed[0]["error"]
+            notes.append(f"judge: {len(failed)} of {len(lines)} pairs could not be judged and are left out; "
+                         f"first: {first}")  # fmt: skip
         if not judged:
             return Outcome((), tuple(lines), tuple(notes))
-        wins = measured("judge/win_rate", mean([line["origin"] for line in judged], [line["score"] for line in judged]))
-        return Outcome((wins,), tuple(lines), tuple(notes))
+        ids, orders = [line["origin"] for line in judged], [line["orders"] for line in judged]
+        wins = measured("judge/win_rate", mean(ids, [line["score"] for line in judged]))
+        agree = measured("judge/orders_agree", share(ids, [a == b for a, b in orders]), better="neither")
+        notes.append(f"judge: win rates are of {candidate.model} against {reference.model}, ties counted half; "
+                     "0.5 is no difference")  # fmt: skip
+        return Outcome((wins, agree), tuple(lines), tuple(notes))
 
     def _judged(self, own: Prediction, other: Prediction) -> Line:
         line: Line = {"origin": own.origin, "question": own.question, "answer": own.answer, "other": other.answer}
@@ -127,11 +131,7 @@ def _judge_of(task: Task) -> PairJudge:
     given = task.config.evaluate.eval_judge
     if not given:
         raise ConfigError("judge: eval_judge is required: {base_url: …, model: …}", code="config_missing")
-    try:
-        judge = adapter(PairJudge).validate_python(given)
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"eval_judge: {said}") from error
+    judge = make(PairJudge, given, "eval_judge")
     if "{a}" not in judge.prompt or "{b}" not in judge.prompt:
         raise ConfigError("eval_judge: prompt needs {a} and {b}, the places of the answers")
     if judge.api_key_env and not os.environ.get(judge.api_key_env):

@@ -1,4 +1,7 @@
-"""Loss per target token and perplexity on held-out rows: packed, masked exactly, as the trainer evaluates them."""
+"""Loss per target token and perplexity on held-out rows: packed, masked exactly, as the trainer evaluates them.
+
+Of preference rows the chosen answers are scored, of tagged ones the good ones.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from luthier.core.errors import ConfigError
 from luthier.evaluation.kind import KINDS, Outcome, Task
 from luthier.evaluation.measure import measured, ratio, unique
 from luthier.evaluation.rows import need_rows
@@ -24,6 +28,11 @@ class LossKind:
     def __init__(self, task: Task) -> None:
         if task.held_out is None:
             raise need_rows(task.config, "loss")
+        if not task.held_out.has_targets:
+            raise ConfigError(
+                "loss: the rows of eval_dataset are prompts without target tokens; leave loss out of eval_kinds",
+                code="config_missing",
+            )
         self.held_out = task.held_out
 
     def measure(self, subject: Subject) -> Outcome:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.log import printable
-from luthier.evaluation.answers import expected_of
 from luthier.evaluation.measure import mean, measured, share
 from luthier.evaluation.metric import METRICS
+from luthier.evaluation.rows import expected_of
 from luthier.rewards.texts import last_block
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class JsonFields:
         return measures
 
 
-def parse(text: str) -> Any:
+def parse(text: str | None) -> Any:
     """Return what the text says as JSON, a ``` block around it taken off; a mark of its own when it is no JSON."""
+    if text is None:
+        return _NOTHING
     block = last_block(text, ("json",))
     try:
         return json.loads(text if block is None else block, parse_constant=_refuse)

@@ -41,14 +41,14 @@ def jieba() -> Any:
         import jieba as library
     except ImportError as error:
         raise missing_library("segmenting Chinese", error) from error
-    return _segmenter(library)
+    return _segmenter(library.Tokenizer, library.setLogLevel)
 
 
 @cache
-def _segmenter(library: Any) -> Any:
+def _segmenter(make: Any, set_level: Any) -> Any:
     """Return a segmenter that keeps its table in our cache, and not where everybody may write."""
-    library.setLogLevel("ERROR")
-    made = library.Tokenizer()
+    set_level("ERROR")
+    made = make()
     folder = cache_folder("jieba")
     folder.mkdir(parents=True, exist_ok=True)
     made.tmp_dir = str(folder)
