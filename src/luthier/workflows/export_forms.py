@@ -20,6 +20,7 @@ from luthier.export.gguf import (
     write_adapter_gguf,
     write_gguf,
 )
+from luthier.export.gguf.metadata import context_length
 from luthier.export.merge import load_unmerged, open_source, write_adapter, write_merged
 from luthier.export.ollama import write_ollama
 from luthier.export.source import Source, folder_source
@@ -186,7 +187,7 @@ def _write_ollama(config: RunConfig, folder: Path, workplace: Path, name: str) -
         folder,
         system=config.data.default_system,
         parameters=config.generate,
-        context=config.data.cutoff_len,
+        context=min(config.data.cutoff_len, context_length(source.facts)),
     )
     base = _base_source(config)
     return Written(lambda: [verify_gguf(file, source, base=base), verify_ollama(folder, source)], notes)
