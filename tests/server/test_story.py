@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers import Jobs, make_folder, wait_for
-from openai import AuthenticationError, NotFoundError, OpenAI
+from openai import APIError, AuthenticationError, NotFoundError, OpenAI
 from tunings import fresh
 
 ASKED: Any = [{"role": "user", "content": "Kö 🙂?"}]
@@ -116,3 +116,38 @@ def test_a_model_that_the_decoder_does_not_run(tmp_path: Path, jobs: Jobs) -> No
     assert found.code == 2
     assert "cannot be served" in found.err
     assert "Traceback" not in found.err
+
+
+def test_a_signal_while_it_loads_ends_it_at_once(tiny: Path, jobs: Jobs, tmp_path: Path) -> None:
+    with served(jobs, tiny, "threads=1", cwd=tmp_path) as (process, url):
+        assert httpx.get(f"{url}/health").status_code == 200
+        process.terminate()
+        process.join(10)
+        assert process.exitcode == 0
+    said = process.files[1].read_text()
+    assert "stopped: 0 requests were answered, 0 were given up" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_signal_does_not_wait(jobs: Jobs, tmp_path: Path) -> None:
+    settings = ["threads=1", "served_model_name=base", "shutdown_grace_seconds=60"]
+    longer = make_folder("llama", tmp_path / "longer")
+    config = longer / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100000'))
+    with served(jobs, longer, *settings, cwd=tmp_path) as (process, url):
+        ready(url)
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(
+            model="base", messages=ASKED, max_tokens=90_000, stream=True, logit_bias={"258": -100}
+        )
+        next(iter(stream))
+        process.terminate()
+        wait_for(lambda: "stopping: 1 requests may go on for 60 s" in process.files[1].read_text())
+        process.terminate()
+        with pytest.raises(APIError, match="stopped before this answer was done"):
+            list(stream)
+        process.join(10)
+        assert process.exitcode == 0
+    said = process.files[1].read_text()
+    assert "stopped: 0 requests were answered, 1 were given up" in said
+    assert "Traceback" not in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +41,14 @@ def serve(
     from luthier.workflows.serve import plan_serving
 
     run_server(plan_serving(config, adapters), _keys(config, api_key or []))
+    _leave()
+
+
+def _leave() -> None:
+    """End the process now: all is closed, and Python would tidy up for seconds, or run into threads that still load."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _named(given: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -48,7 +49,7 @@ class _Http(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Stops in order at the first signal, at once at the second."""
+    """Stops in order at the first signal, and does not wait for what runs after the second."""
 
     def __init__(self, service: Service, keys: Keys) -> None:
         limits = service.limits
@@ -65,6 +66,8 @@ class Server(uvicorn.Server):
             )
         )
         self.service = service
+        self._hurried = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         service.on_failure = self.stop
 
     def stop(self) -> None:
@@ -73,7 +76,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let what runs end, then close."""
-        self.service.stop_soon()
+        self._loop = asyncio.get_running_loop()
+        self.service.stop_soon(0.0 if self._hurried else self.service.limits.shutdown_grace_seconds)
         await super().shutdown(sockets)
 
     @contextmanager
@@ -90,9 +94,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop, and at the second signal do not wait."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        """Stop; at the second signal what runs is given up."""
+        self._hurried, self.should_exit = self.should_exit, True
+        if self._hurried and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.service.give_up)
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -68,9 +69,11 @@ class Service:
             try:
                 served = self.plan.load(self._tell)
             except BaseException as error:  # noqa: BLE001  told to whoever asks, and raised when the server has ended
-                loop.call_soon_threadsafe(self._failed, error)
+                tell = partial(self._failed, error)
             else:
-                loop.call_soon_threadsafe(self._loaded, served)
+                tell = partial(self._loaded, served)
+            with suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
+                loop.call_soon_threadsafe(tell)
 
         Thread(target=work, name="loading", daemon=True).start()
 
@@ -90,22 +93,21 @@ class Service:
             logger.error("the model cannot be loaded: %s", error, exc_info=error)
         self.on_failure()
 
-    def stop_soon(self) -> None:
-        """Take nothing new, and let what runs go on for the grace time."""
-        if self.state == "stopping":
-            return
+    def stop_soon(self, grace_seconds: float) -> None:
+        """Take nothing new, and let what runs go on for some time."""
         self.state = "stopping"
         if self.jobs:
-            logger.info("stopping: %d requests may go on for %g s", len(self.jobs), self.limits.shutdown_grace_seconds)
-        asyncio.get_running_loop().call_later(self.limits.shutdown_grace_seconds, self._give_up)
+            logger.info("stopping: %d requests may go on for %g s", len(self.jobs), grace_seconds)
+        asyncio.get_running_loop().call_later(grace_seconds, self.give_up)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """End every request with an error that says so."""
         for job in list(self.jobs):
             job.fail(ApiError(503, "the server stopped before this answer was done", code="shutting_down"), "shutdown")
 
     def close(self) -> None:
         """End: nothing is answered any more."""
-        self._give_up()
+        self.give_up()
         if self._served is not None:
             self._served.pump.close(0)
         for threads in (self._reader, self._computer):
