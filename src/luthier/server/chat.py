@@ -102,7 +102,7 @@ async def answer_chat(service: Service, body: ChatRequest, request: Request) -> 
                 choice.whole.add(choice.listener.hear(piece))
                 choice.tokens += piece.tokens if body.logprobs else ()
                 choice.finish_reason = _reason(choice, piece.finish_reason)
-        return _reply(chat, job), headers
+        return await service.read(_reply, chat, job), headers
     finally:
         job.close()
 

@@ -123,7 +123,7 @@ async def answer_completion(service: Service, body: CompletionRequest, request: 
                 choice.text += piece.text
                 choice.tokens += piece.tokens if body.logprobs is not None else ()
                 choice.finish_reason = piece.finish_reason or choice.finish_reason
-        return _reply(found, job.usage), headers
+        return await service.read(_reply, found, job.usage), headers
     finally:
         job.close()
 

@@ -47,6 +47,8 @@ class EventStream(Response):
             async for part in self._parts():
                 async with asyncio.timeout(SEND_SECONDS):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
+                # Sending does not wait as a rule; other connections get their turn all the same.
+                await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (ClientGone, TimeoutError):
             pass
