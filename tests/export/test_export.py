@@ -25,10 +25,14 @@ def config_of(**given: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished LoRA run on a tiny Llama."""
+def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished LoRA run on a tiny Llama that says bytes only: with <|endoftext|> llama.cpp ends any answer."""
+    base = make_folder("llama", tmp_path_factory.mktemp("base"))
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"][256:] = 0.0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     folder = tmp_path_factory.mktemp("runs") / "tickets"
-    settings = {"model_name_or_path": str(tiny), "dataset": str(rows), "output_dir": str(folder), "max_steps": 4,
+    settings = {"model_name_or_path": str(base), "dataset": str(rows), "output_dir": str(folder), "max_steps": 4,
                 "learning_rate": 1e-2, "lora_rank": 4, "cutoff_len": 128, "plot_loss": False}  # fmt: skip
     train(load_config(settings).config, quiet=True)
     return folder

@@ -188,8 +188,7 @@ def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> N
     source = merged_source(tmp_path / "adapter")
     assert isinstance(source, Source)
     with pytest.raises(ModelError, match="the adapter does not fit model.layers.0"):
-        for weight in source.weights.values():
-            weight.read()
+        [weight.read() for weight in source.weights.values()]
 
 
 def test_cases_cover_every_tuning_that_is_merged() -> None:

@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 SHOWN_SECTIONS = ("objective", "tuning", "data", "train", "rollout")
 _NOT_SHOWN = ("output_dir", "dataset_dir", "resume", "overwrite_output_dir", "plot_loss", "report_to", "logging_steps")
 _PATHS = ("dataset", "eval_dataset", "reward_model", "critic_model", "rewards")
-_RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized", "ollama": "quantized"}
-_LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf", "ollama": "gguf"}
+_RELATIONS = {
+    "merged": "finetune",
+    "adapter": "adapter",
+    "gguf": "quantized",
+    "gguf_adapter": "adapter",
+    "ollama": "quantized",
+}
+_LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
 _RESULTS = ("train_loss", "eval_")
 
 
@@ -92,6 +98,7 @@ _WHAT = {
     "merged": "as one model",
     "adapter": "as an adapter on top of it",
     "gguf": "for llama.cpp and programs that use it",
+    "gguf_adapter": "as an adapter that llama.cpp puts on a GGUF file of it",
     "ollama": "for Ollama",
 }
 _USE = {
@@ -101,6 +108,7 @@ _USE = {
     'model = AutoModelForCausalLM.from_pretrained("{base}")\n'
     'model = PeftModel.from_pretrained(model, "PATH/TO/{name}")\n```',
     "gguf": "```\nllama-cli -m FILE.gguf --jinja\n```",
+    "gguf_adapter": "```\nllama-cli -m BASE.gguf --lora FILE.gguf --jinja\n```",
     "ollama": "```\nollama create {name} -f Modelfile\nollama run {name}\n```",
 }
 
