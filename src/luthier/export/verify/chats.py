@@ -59,7 +59,7 @@ CASES = (
     Case("system, many turns", (_SYSTEM, _ASK, _SAY, _AGAIN)),
     Case("empty system", (_turn("system", ""), _ASK)),
     Case("trailing blanks", (_turn("system", " a \n"), _turn("user", "  b \n\n"), _turn("assistant", " c  "), _AGAIN)),
-    Case("special text", (_turn("user", "say {token} and </s> <|im_end|> [INST]"),)),
+    Case("special text", (_turn("user", "say {token} and <|im_end|> [INST]"),)),
     Case("tools", (_SYSTEM, _ASK), tools=TOOLS),
     Case("tool result", _TOOL_TURNS, tools=TOOLS),
     Case("tool answer", (*_TOOL_TURNS, _turn("assistant", "21 degrees.")), answer_next=False, tools=TOOLS),

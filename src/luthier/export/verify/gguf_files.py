@@ -25,7 +25,7 @@ from luthier.export.verify.reference import Reference
 from luthier.export.verify.report import Check, Report, guarded, not_done
 from luthier.export.verify.templates import check_template, check_template_alone
 from luthier.export.verify.tensors import check_finite, check_moved, check_names, check_values
-from luthier.export.verify.tokens import check_habits, check_round_trip, check_tokenizer
+from luthier.export.verify.tokens import check_habits, check_long, check_round_trip, check_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +52,7 @@ def verify_gguf(
     checks.append(guarded("tensor names", "", lambda: check_names(container, plan)))
     checks.append(guarded("tensor values", "", lambda: check_values(container, plan)))
     checks.append(_moved(container, source, base))
-    asked = prompts_of(source, prompts)
-    rows = _served(path, source, asked, checks)
+    rows = _served(container, source, prompts_of(source, prompts), _texts_of(prompts), checks)
     _decoded(path, source, rows, form_of(container), base, checks)
     return Report(path.name, tuple(checks))
 
@@ -138,6 +137,11 @@ class _Servers:
         return guarded(name, "", lambda: check(self.server))
 
 
+def _texts_of(prompts: Sequence[Sequence[Message] | str] | None) -> list[str]:
+    """Return every text of the given prompts."""
+    return [text for each in prompts or () for text in ([each] if isinstance(each, str) else [m.content for m in each])]
+
+
 def _with_server(path: Path, checks: dict[str, Callable[[Llama], Check]]) -> list[Check]:
     """Make checks that ask the server, in one process for all while it lives."""
     missing = obstacle("serve")
@@ -150,24 +154,30 @@ def _with_server(path: Path, checks: dict[str, Callable[[Llama], Check]]) -> lis
         servers.server.close()
 
 
-def _served(path: Path, source: Source, asked: list[list[int]], checks: list[Check]) -> list[Row]:
+def _served(
+    container: Container, source: Source, asked: list[list[int]], texts: Sequence[str], checks: list[Check]
+) -> list[Row]:
+    """Make the checks of llama.cpp's server; return its answers to the prompts `asked`."""
     rows: list[Row] = []
+    tokenizer, pre = source.tokenizer, str(container.get("tokenizer.ggml.pre") or "")
 
     def answers(server: Llama) -> Check:
         rows.extend(ask(server, asked))
         found = f"{len(rows)} prompts answered"
         return Check("runs", bool(rows), found, "llama.cpp loads it and answers", {"prompts": len(rows)})
 
-    tokenizer = source.tokenizer
-    wanted: dict[str, Callable[[Llama], Check]] = {
-        "tokenizer": lambda server: check_tokenizer(server, tokenizer),
+    def template(server: Llama) -> Check:
+        if not tokenizer.chat_template:
+            return not_done("chat template", "the tokenizer has none")
+        return check_template(server, Chats(tokenizer))
+
+    checks += _with_server(container.path, {
+        "tokenizer": lambda server: check_tokenizer(server, tokenizer, pre, texts),
         "begin and end tokens": lambda server: check_habits(server, tokenizer),
-    }
-    if tokenizer.chat_template:
-        wanted["chat template"] = lambda server: check_template(server, Chats(tokenizer))
-    else:
-        checks.append(not_done("chat template", "the tokenizer has none"))
-    checks += _with_server(path, {**wanted, "runs": answers})
+        "chat template": template,
+        "runs": answers,
+        "long text": lambda server: check_long(server, tokenizer),
+    })  # fmt: skip
     return rows
 
 

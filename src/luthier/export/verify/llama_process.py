@@ -102,7 +102,7 @@ def _serve(path: str) -> dict[str, _Work]:
         return found
 
     def tokenize(asked: dict[str, Any]) -> _Answer:
-        fixed = {"add_special": asked["add_special"], "parse_special": True}
+        fixed = {"add_special": asked["add_special"], "parse_special": asked.get("parse_special", True)}
         return [post("/tokenize", {"content": text, **fixed})["tokens"] for text in asked["texts"]], b""
 
     def detokenize(asked: dict[str, Any]) -> _Answer:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NUM_RANDOM = 200
 LONG = 100_000
 MOST_CHARACTERS = 2000
+MOST_ADDED = 200
 _FIXED = (
     "", "a", "A", "Hello, world!", "hello world", " hello", "hello ", "  hello  world  ", "\thello", "\t\t\thello\t",
     "a\nb", "a\r\nb", "a\rb", "\n", "\n\n", "\n\n\n\n", "\r\n\r\n", " \n ", "\n \n", "a \n\n b", "\v\f", "a\u00a0b",
@@ -64,7 +65,7 @@ def plain_texts(control: Sequence[str]) -> list[str]:
         *("\n" * n + "x" for n in range(1, 7)),
         *("".join(str((7 * i + n) % 10) for i in range(n)) for n in range(1, 21)),
         *_random(NUM_RANDOM),
-        "a" * LONG,
+        "a" * 2000,
     ]
     return [text for text in made if not any(token and token in text for token in control)]
 
@@ -74,7 +75,7 @@ def added(tokenizer: Any) -> list[str]:
     tokens = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.content]
     forms = ("{}", "a{}b", "{}{}", " {} ", "word{}", "{}word", "\n{}\n", "a {} b", "  {}  x")
     # Hundreds of reserved tokens are alike: each alone, the first ones in every surrounding.
-    few, rest = tokens[:40], tokens[40:]
+    few, rest = tokens[:40], tokens[40:][:: max(1, len(tokens) // MOST_ADDED)]
     return [form.format(*[token] * form.count("{}")) for token in few for form in forms] + rest
 
 
