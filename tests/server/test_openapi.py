@@ -62,3 +62,18 @@ def test_replies_are_as_declared(api: Any, method: str, path: str, mode: Generat
             assert reply.json()["error"]["param"], reply.text
 
     ask()
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "a"}),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_are_as_declared(api: Any, path: str, asked: dict[str, Any], stream: bool) -> None:
+    case = api[path]["POST"].Case(
+        body={"model": "tiny", "max_tokens": 3, "stream": stream, **asked}, media_type="application/json"
+    )
+    assert case.call_and_validate().status_code == 200

@@ -39,10 +39,16 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _ASKED = _errors(400, 404, 413, 429, 500, 503, 504)
+_EVENT = {
+    "type": "object",
+    "description": "One event: a chunk of the answer as JSON text; the last one is [DONE], or an error.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 _STREAMED = {
     200: {
         "description": "The answer; with stream: true as server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 
