@@ -1,6 +1,6 @@
 # make demo    train the packaged model on the packaged data and show before and after
 # make test    lint, types and all tests
-# make bench   all measurements: bench-sft, bench-dpo, bench-grpo, bench-decode and bench-evaluate against peers, bench-scale, bench-estimate, bench-quantized;
+# make bench   all measurements: bench-sft, bench-dpo, bench-grpo and bench-decode against peers, bench-scale, bench-estimate, bench-quantized;
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-learning   train the examples of alignment and write down whether they learn
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
@@ -16,7 +16,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-evaluate bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -57,16 +57,13 @@ $(BENCH)/.installed: benchmarks/requirements.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
-bench: bench-sft bench-dpo bench-grpo bench-decode bench-evaluate bench-scale bench-estimate bench-quantized
+bench: bench-sft bench-dpo bench-grpo bench-decode bench-scale bench-estimate bench-quantized
 
 bench-sft: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/sft.py --rows $(ROWS) --peer-python $(BENCH)/bin/python
 
 bench-dpo: install $(BENCH)/.installed
 	$(BIN)/python benchmarks/dpo.py --rows $(ROWS_DPO) --peer-python $(BENCH)/bin/python
-
-bench-evaluate: install
-	$(BIN)/python benchmarks/evaluate.py --rows $(ROWS)
 
 bench-decode: install
 	$(BIN)/python benchmarks/decode.py --rows $(ROWS)
