@@ -87,7 +87,7 @@ class HeldOut:
             chosen = np.arange(len(store)) if self.split is None else self.split.choose(len(store))
             if self.kind == "tagged":
                 good = {example.origin for example in self.examples}
-                chosen = np.array([i for i in chosen if str(store.origins[i]) in good], dtype=int)
+                chosen = chosen[[str(store.origins[int(i)]) in good for i in chosen]]
             self._units[subject.writing] = store, chosen
         store, chosen = self._units[subject.writing]
         # Of two answers to one prompt the first one is the chosen one.
