@@ -36,11 +36,16 @@ def vocabulary(tokenizer: Any, rows: int, *, generation: Any = None, facts: Any 
     types = [_type_of(id_, words, added, kind, backend) for id_ in range(rows)]
     return {
         **_KINDS[kind](backend, tokens, tokenizer),
-        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.tokens": [_as_written(word, each, kind) for word, each in zip(tokens, types, strict=True)],
         "tokenizer.ggml.token_type": types,
         **special_tokens(tokenizer, rows, generation=generation, facts=facts),
         **_templates(tokenizer),
     }
+
+
+def _as_written(word: str, type_: int, kind: str) -> str:
+    """Return a token as it stands in the file: llama.cpp writes what users added as it is, blanks as blanks."""
+    return word.replace("▁", " ") if type_ == USER_DEFINED and kind != "gpt2" else word
 
 
 def _kind_of(backend: dict[str, Any]) -> str:

@@ -236,7 +236,8 @@ def _wrong_tokens(container: Container, tokenizer: Any) -> list[str]:
     there, size = container.get("tokenizer.ggml.tokens") or [], len(tokenizer)
     size = min(size, len(there))  # a token without a row in the embedding does not exist; rows are compared elsewhere
     wanted = tokenizer.convert_ids_to_tokens(list(range(size)))
-    other = [i for i, token in enumerate(wanted) if token is not None and token != there[i]]
+    # What users added is written as it is, in which blanks are blanks.
+    other = [i for i, t in enumerate(wanted) if t is not None and there[i] not in (t, t.replace("▁", " "))]
     if not other:
         return []
     first = other[0]

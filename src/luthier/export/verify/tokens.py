@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import printable
+from luthier.export.verify.known import Known
 from luthier.export.verify.llama import LlamaDied
 from luthier.export.verify.report import Check, not_done
 from luthier.export.verify.torture import LONG, added, characters, plain_texts, torture
@@ -27,73 +27,26 @@ def check_tokenizer(server: Llama, tokenizer: Any, pre: str = "", rows: Sequence
     groups = {"plain": [*torture(tokenizer), *rows], "added": added(tokenizer), "characters": characters(tokenizer)}
     numbers: dict[str, float] = {}
     wrong: list[str] = []
-    known: Counter[str] = Counter()
+    known, told = Known(server, tokenizer, pre), Counter[str]()
     for group, texts in groups.items():
         ours = encode(tokenizer, texts)
         theirs = server.ask("tokenize", texts=texts, add_special=False)
         other = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-        reasons = {i: explained(server, texts[i], ours[i], pre) for i in other}
-        known.update(reason for reason in reasons.values() if reason)
+        reasons = {i: known.reason(texts[i], ours[i], theirs[i]) for i in other}
+        told.update(reason for reason in reasons.values() if reason)
         faults = [_ids_differ(texts[i], ours[i], theirs[i]) for i, reason in reasons.items() if reason is None]
-        again = _texts_differ(server, tokenizer, [ids for ids in ours if ids])
+        again = _texts_differ(known, [ids for ids in ours if ids])
         numbers |= {group: len(texts), f"{group}_differ": len(faults), f"{group}_decoded_differ": len(again)}
         wrong += faults[:1] + again[:1]
-    broken = _streams_badly(server, groups["plain"])
+    broken = _streams_badly(known, groups["plain"])
     wrong += broken[:1]
-    numbers |= {"streamed_differ": len(broken), "known_differ": known.total()}
+    numbers |= {"streamed_differ": len(broken), "known_differ": told.total()}
     count = sum(map(len, groups.values()))
-    told = "".join(f"; llama.cpp {reason} ({number} texts)" for reason, number in known.items())
+    said = "".join(f"; llama.cpp {reason} ({number} texts)" for reason, number in told.items())
     if wrong:
         total = int(sum(value for key, value in numbers.items() if key.endswith("differ") and key != "known_differ"))
-        return Check("tokenizer", False, f"{total} of {count} texts differ; {wrong[0]}{told}", LIMIT, numbers)
-    return Check("tokenizer", True, f"{count} texts are equal in both directions{told}", LIMIT, numbers)
-
-
-# ---- what llama.cpp does otherwise with every file of a kind
-
-
-def explained(server: Llama, text: str, ours: list[int], pre: str) -> str | None:
-    """Return what llama.cpp is known to do that makes the ids of a text differ, or None."""
-    return next((reason for reason, is_so in _KNOWN.items() if is_so(server, text, ours, pre)), None)
-
-
-def _composes(server: Llama, text: str, ours: list[int], pre: str) -> bool:
-    composed = unicodedata.normalize("NFC", text)
-    return composed != text and server.ask("tokenize", texts=[composed], add_special=False)[0] == ours
-
-
-def _looks_special(server: Llama, text: str, ours: list[int], pre: str) -> bool:
-    return server.ask("tokenize", texts=[text], add_special=False, parse_special=False)[0] == ours
-
-
-def _second_blank(server: Llama, text: str, ours: list[int], pre: str) -> bool:
-    return text.startswith(" ") and server.ask("tokenize", texts=[text[1:]], add_special=False)[0] == ours
-
-
-def _splits_scripts(server: Llama, text: str, ours: list[int], pre: str) -> bool:
-    unusual = any(unicodedata.category(c)[0] == "M" or (ord(c) > 127 and c.isalpha()) for c in text)
-    return pre in _ASCII_PATTERNS and unusual and _same_text(server, text, ours)
-
-
-def _tilde(server: Llama, text: str, ours: list[int], pre: str) -> bool:
-    return pre == "deepseek-v3" and "~" in text and _same_text(server, text, ours)
-
-
-def _same_text(server: Llama, text: str, ours: list[int]) -> bool:
-    """Tell whether ids that differ say the same."""
-    theirs = server.ask("tokenize", texts=[text], add_special=False)[0]
-    one, other = server.ask("detokenize", ids=[ours, theirs])
-    return one == other
-
-
-_ASCII_PATTERNS = ("gpt-4o", "tekken", "llama4")
-_KNOWN: dict[str, Callable[[Llama, str, list[int], str], bool]] = {
-    "does not compose accents": _composes,
-    "takes text that looks like a special token for one": _looks_special,
-    "puts a second blank in front of a blank": _second_blank,
-    "splits scripts with other letters than ASCII in another way": _splits_scripts,
-    "splits at a tilde in another way": _tilde,
-}
+        return Check("tokenizer", False, f"{total} of {count} texts differ; {wrong[0]}{said}", LIMIT, numbers)
+    return Check("tokenizer", True, f"{count} texts are equal in both directions{said}", LIMIT, numbers)
 
 
 def check_habits(server: Llama, tokenizer: Any) -> Check:
@@ -117,30 +70,33 @@ def _ids_differ(text: str, ours: list[int], theirs: list[int]) -> str:
     )
 
 
-def _texts_differ(server: Llama, tokenizer: Any, lists: list[list[int]]) -> list[str]:
-    ours = tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    theirs = server.ask("detokenize", ids=lists)
+def _texts_differ(known: Known, lists: list[list[int]]) -> list[str]:
+    ours = known.tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    theirs = known.server.ask("detokenize", ids=lists)
+    alike = _alike(known)
     return [
         f"ids {ids[:6]} become {printable(b, 40)} there and {printable(a, 40)} here"
         for ids, a, b in zip(lists, ours, theirs, strict=True)
-        if not _alike(a, b)
+        if not alike(a, b)
     ]
 
 
-def _alike(one: str, other: str) -> bool:
-    """Tell whether texts are equal, but for the blank that some tokenizers put in front and take away again."""
-    return one == other or one.removeprefix(" ") == other.removeprefix(" ")
+def _alike(known: Known) -> Callable[[str, str], bool]:
+    """Return what compares texts; where a blank is put in front, it may be taken away again or not."""
+    if not known.puts_blank:
+        return lambda one, other: one == other
+    return lambda one, other: one.lstrip(" ") == other.lstrip(" ") and abs(len(one) - len(other)) <= 1
 
 
-def _streams_badly(server: Llama, texts: Sequence[str]) -> list[str]:
+def _streams_badly(known: Known, texts: Sequence[str]) -> list[str]:
     """Return texts whose tokens, read one by one as bytes, are not the whole: characters may be split over tokens."""
-    short = [text for text in texts if 0 < len(text) < 200]
-    joined = [bytes.fromhex("".join(p)).decode("utf-8", "replace") for p in server.ask("pieces", texts=short)]
-    whole = server.ask("detokenize", ids=server.ask("tokenize", texts=short, add_special=False))
+    short, ask, alike = [text for text in texts if 0 < len(text) < 200], known.server.ask, _alike(known)
+    joined = [bytes.fromhex("".join(p)).decode("utf-8", "replace") for p in ask("pieces", texts=short)]
+    whole = ask("detokenize", ids=ask("tokenize", texts=short, add_special=False))
     return [
         f"{printable(text, 40)} is streamed as {printable(streamed, 40)}"
         for text, streamed, wanted in zip(short, joined, whole, strict=True)
-        if not _alike(streamed, wanted)
+        if not alike(streamed, wanted)
     ]
 
 
