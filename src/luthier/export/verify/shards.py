@@ -62,25 +62,25 @@ def check_weights(
 ) -> Check:
     """Compare names, shapes and numbers; `optional`: tied weights, which need not be there twice."""
     limit = "every weight there and nothing else, each number within one rounding of what it was made from"
-    missing = sorted(wanted.keys() - weights.keys() - set(optional))
-    extra = sorted(weights.keys() - wanted.keys() - set(optional))
-    both = [name for name in wanted if name in weights]
-    shaped = [name for name in both if weights[name].shape != wanted[name].shape]
-    faults = [(f"{names[0]} is missing", missing), (f"{names[0]} belongs to nothing", extra)] if (
-        names := [*missing, *extra]) else []  # fmt: skip
-    numbers: dict[str, float] = {"missing": len(missing), "extra": len(extra), "other_shape": len(shaped)}
-    if missing or extra or shaped:
-        said = next((text for text, listed in faults if listed), None)
-        return Check("weights", False, said or f"{shaped[0]} has another shape", limit, numbers)
-    off = {name: _roundings(weights[name].read(), wanted[name].read()) for name in both}
+    names = [name for name in wanted if name in weights]
+    faults = {
+        "is missing": sorted(wanted.keys() - weights.keys() - set(optional)),
+        "belongs to nothing": sorted(weights.keys() - wanted.keys() - set(optional)),
+        "has another shape": [name for name in names if weights[name].shape != wanted[name].shape],
+    }
+    numbers: dict[str, float] = {said.replace(" ", "_"): len(listed) for said, listed in faults.items()}
+    first = next((f"{listed[0]} {said}" for said, listed in faults.items() if listed), None)
+    if first is not None:
+        return Check("weights", False, first, limit, numbers)
+    off = {name: _roundings(weights[name].read(), wanted[name].read()) for name in names}
     wrong = [name for name, steps in off.items() if not steps <= 1]
     worst = max(off, key=lambda name: off[name]) if off else ""
     numbers |= {"too_far": len(wrong), "worst_roundings": off.get(worst, 0.0)}
     if wrong:
-        found = f"{len(wrong)} of {len(both)} weights are not what they were made from, the first is {wrong[0]}"
+        found = f"{len(wrong)} of {len(names)} weights are not what they were made from, the first is {wrong[0]}"
         return Check("weights", False, found, limit, numbers)
     return Check(
-        "weights", True, f"{len(both)} weights, at most {off.get(worst, 0.0):.2g} roundings off", limit, numbers
+        "weights", True, f"{len(names)} weights, at most {off.get(worst, 0.0):.2g} roundings off", limit, numbers
     )
 
 
