@@ -115,6 +115,8 @@ def _parsed(template: str) -> _Block:
             block = _Block(word, piece[1:])
             stack[-1][1].append(block)
             stack.append((block, block.inside))
+        elif word in ("else", "end") and len(stack) == 1:
+            raise GoError(f"{word} has nothing to go with")
         elif word == "else":
             block = stack.pop()[0]
             if piece[1:]:  # else if: a block of its own, which the same end closes
@@ -124,8 +126,6 @@ def _parsed(template: str) -> _Block:
             else:
                 stack.append((block, block.other))
         elif word == "end":
-            if len(stack) == 1:
-                raise GoError("an end has nothing to close")
             while stack.pop()[0].kind == "chained":
                 pass
         else:
