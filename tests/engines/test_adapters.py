@@ -129,6 +129,67 @@ def test_what_is_no_plain_lora_is_refused(case: str, reason: str, tiny: Path, to
         LocalEngine(model, tokenizer, adapters=["default"])
 
 
+def with_plain(model: Any, **settings: Any) -> Any:
+    """Put an adapter with `settings` on a model, unless one is there, and a plain one beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    if not hasattr(model, "peft_config"):
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **settings))
+    model.add_adapter("plain", LoraConfig(r=2, target_modules=["v_proj"]))
+    return model
+
+
+def merged(model: Any) -> Any:
+    model = with_plain(model)
+    model.merge_adapter(["default"])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (merged, "default is merged into model.layers.0.self_attn.q_proj; unmerge it first"),
+        (lambda model: with_plain(model, bias="all"), "default brings biases of the model itself"),
+        (lambda model: with_plain(model, init_lora_weights="pissa"), r"began as a part of the weights \(pissa\)"),
+        (lambda model: with_plain(Lora(rank=2, init="olora").apply(model)), "gave a part of itself to an adapter"),
+    ],
+    ids=["merged", "bias", "pissa", "own olora"],
+)
+def test_weights_that_an_adapter_changed_are_no_base(make: Any, reason: str, tiny: Path, tokenizer: Any) -> None:
+    """Another adapter, and the model without one, would answer from the wrong weights."""
+    model = make(fresh(tiny))
+    with pytest.raises(ModelError, match=f"adapter plain cannot be put on the rows of a batch: .*{reason}"):
+        LocalEngine(model, tokenizer, adapters=["plain"])
+
+
+def test_an_adapter_that_began_in_the_weights_is_written_as_a_plain_one(
+    tiny: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    model = adapters_of(tiny, tmp_path, {"default": Lora(rank=2, init="pissa"), "plain": Lora(rank=2)})
+    engine = LocalEngine(model, tokenizer, adapters=["default", "plain"])
+    for name in (None, "default", "plain"):
+        single = fresh(tiny)
+        if name is not None:
+            single = load_adapter(single, tmp_path / name, trainable=False).merge_and_unload().eval()
+        expected = LocalEngine(single, tokenizer).score([PROMPTS[4]])[0]
+        found = engine.score([PROMPTS[4]], adapter=name)[0]
+        assert [t.logp for t in found] == pytest.approx([t.logp for t in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_adapters_stand_beside_narrow_weights(kind: str, tiny: Path, tmp_path: Path, tokenizer: Any) -> None:
+    if reason := native.unusable():
+        pytest.skip(reason)
+    model = adapters_of(tiny, tmp_path, LORAS)
+    names = list(LORAS)
+    exact, near = (LocalEngine(model, tokenizer, kind=form, adapters=names) for form in ("float32", kind))
+    base = [t.logp for t in near.score([PROMPTS[4]])[0]]
+    for name in names:
+        found = [t.logp for t in near.score([PROMPTS[4]], adapter=name)[0]]
+        assert found == pytest.approx([t.logp for t in exact.score([PROMPTS[4]], adapter=name)[0]], abs=0.1)
+        assert max(abs(a - b) for a, b in zip(found, base, strict=True)) > 0.2, "the adapter does nothing"
+
+
 def test_an_unknown_adapter_is_named(tiny: Path, tmp_path: Path, tokenizer: Any) -> None:
     model = adapters_of(tiny, tmp_path, LORAS)
     with pytest.raises(ModelError, match="no adapter is called 'nme'; there are: default, patterns, named"):

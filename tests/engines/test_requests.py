@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Event, Thread
+from time import sleep
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from helpers import wait_for
 from torch import Tensor
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, RunError
 from luthier.core.types import Sampling
 from luthier.engines.local import LocalEngine
 from luthier.engines.pump import Pump
@@ -139,7 +140,13 @@ def test_alternatives_are_those_of_the_model(engine: LocalEngine, model: Any) ->
 
 
 @pytest.mark.parametrize(
-    "shaping", [Shaping(presence_penalty=1.5), Shaping(frequency_penalty=0.8), Shaping(logit_bias={70: 3.0, 71: -50.0})]
+    "shaping",
+    [
+        Shaping(presence_penalty=1.5),
+        Shaping(frequency_penalty=0.8),
+        Shaping(logit_bias={70: 3.0, 71: -50.0}),
+        Shaping(frequency_penalty=1.1, presence_penalty=0.3, logit_bias={70: 12.0, 71: 11.0}),
+    ],
 )
 def test_penalties_and_biases(shaping: Shaping, engine: LocalEngine, model: Any) -> None:
     """The answer is what greedy decoding over the changed logits gives, computed here by hand."""
@@ -154,6 +161,9 @@ def test_penalties_and_biases(shaping: Shaping, engine: LocalEngine, model: Any)
         answer.append(int(logits.argmax()))
     request, _ = ask(engine, prompt, Sampling(max_new_tokens=8), shaping=shaping)
     assert list(request.answers[0].tokens) == answer  # type: ignore[union-attr]
+    if len(shaping.logit_bias) == 2 and shaping.frequency_penalty:
+        assert answer.count(70) > 2, "the number of times is not at stake here"
+        assert answer.count(71) > 1
 
 
 class Only:
@@ -179,6 +189,20 @@ def test_guides_lead_their_own_answer(engine: LocalEngine) -> None:
     run(engine, guided, plain)
     assert [list(answer.tokens) for answer in guided.answers if answer] == [wanted, wanted]
     assert plain.answers[0].tokens == engine.generate([PROMPTS[1]], GREEDY)[0][0].tokens  # type: ignore[union-attr]
+
+
+def test_what_a_guide_does_not_speak_of_is_not_allowed(engine: LocalEngine) -> None:
+    """The model may know more tokens than the tokenizer: those have no text."""
+
+    class Short:
+        def allowed_V(self) -> Tensor | None:
+            return torch.arange(80) >= 78
+
+        def take(self, token: int) -> None: ...
+
+    shaping = Shaping(guide=Short, logit_bias={300: 50.0})
+    request, _ = ask(engine, PROMPTS[0], Sampling(max_new_tokens=30, temperature=2.0), shaping=shaping)
+    assert set(request.answers[0].tokens) == {78, 79}  # type: ignore[union-attr]
 
 
 def test_a_guide_that_fails_ends_its_request_only(engine: LocalEngine) -> None:
@@ -296,6 +320,51 @@ def test_a_pump_goes_on_after_a_step_that_failed(engine: LocalEngine, monkeypatc
     assert len(second.answers[0].tokens) > 0  # type: ignore[union-attr]
     assert pump.failures == 1
     pump.close()
+
+
+def test_nothing_is_taken_that_nobody_would_answer(engine: LocalEngine, model: Any) -> None:
+    pump = Pump(engine)
+    engine.rest()
+    with pytest.raises(ModelError, match="the engine rests"):
+        pump.submit(PROMPTS[0], GREEDY)
+    engine.sync(model, 1)
+    request = pump.submit(PROMPTS[0], GREEDY)
+    wait_for(lambda: request.done)
+    assert pump.counts == pump.counts | {"running": 0, "waiting": 0, "failures": 0, "prompt_tokens": len(PROMPTS[0])}
+    assert pump.counts["new_tokens"] == len(request.answers[0].tokens)  # type: ignore[union-attr]
+    pump.close()
+    with pytest.raises(RunError, match="answers no more requests"):
+        pump.submit(PROMPTS[0], GREEDY)
+
+
+def test_what_fails_for_ever_does_not_spin(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("broken for good")
+
+    pump = Pump(engine)
+    monkeypatch.setattr(engine._batch, "sweep", fails)
+    pump.submit(PROMPTS[0], GREEDY)
+    wait_for(lambda: pump.failures > 1)
+    before = pump.failures
+    sleep(0.3)
+    assert pump.failures - before < 10
+    pump.close()
+
+
+def test_a_reader_may_cancel(engine: LocalEngine) -> None:
+    heard: list[Piece] = []
+
+    def reads(piece: Piece) -> None:
+        heard.append(piece)
+        engine.cancel(asked[0])
+
+    asked = [engine.submit(PROMPTS[0], Sampling(max_new_tokens=50), 3, reader=reads)]
+    other = engine.submit(PROMPTS[1], GREEDY)
+    run(engine, *asked, other)
+    assert [piece.finish_reason for piece in heard] == [None, "abort", "abort", "abort"]
+    assert other.answers[0].tokens == engine.generate([PROMPTS[1]], GREEDY)[0][0].tokens  # type: ignore[union-attr]
+    assert engine._batch is not None
+    assert engine._batch.pages.num_used == 0
 
 
 def test_closing_gives_up_after_the_grace_time(engine: LocalEngine) -> None:

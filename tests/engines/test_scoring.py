@@ -1,6 +1,7 @@
 """Log-probabilities and embeddings of prompts are those of the model."""
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tunings import fresh
 from luthier.core.errors import ModelError
 from luthier.core.types import Sampling
 from luthier.engines.local import LocalEngine
+from luthier.engines.shaping import Piece
 from luthier.kernels import native
 
 PROMPTS = [[(13 * i + 5 * j) % 200 + 20 for j in range(1 + 17 * i)] for i in range(7)]
@@ -69,6 +71,64 @@ def test_long_prompts_go_in_parts(engine: LocalEngine, model: Any) -> None:
         logp = by_hand(model, prompt)
         expected = logp.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor([e.logp for e in scored[1:]]), expected, rtol=0, atol=1e-4)
+
+
+def test_few_logits_exist_at_a_time(engine: LocalEngine, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.engines.scoring.ROWS_OF_LOGITS", 5)
+    real, rows = engine._batch.decoder.logits, []  # type: ignore[union-attr]
+
+    def counted(hidden: Any) -> Any:
+        rows.append(len(hidden))
+        return real(hidden)
+
+    monkeypatch.setattr(engine._batch.decoder, "logits", counted)
+    (scored,) = engine.score(PROMPTS[3:4])
+    assert sum(rows) == len(PROMPTS[3]) - 1
+    assert max(rows) == 5
+    logp = by_hand(model, PROMPTS[3])
+    expected = [float(logp[i, token]) for i, token in enumerate(PROMPTS[3][1:])]
+    assert [each.logp for each in scored[1:]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_answers_grow_while_prompts_are_scored(engine: LocalEngine, model: Any, tokenizer: Any) -> None:
+    prompts = [[(i * k) % 200 + 20 for i in range(400)] for k in range(1, 13)]
+    expected = LocalEngine(model, tokenizer).score(prompts)
+    request = engine.submit(PROMPTS[2], Sampling(max_new_tokens=5))
+    assert engine.score(prompts) == expected
+    assert request.done
+    assert request.answers[0] == engine.generate([PROMPTS[2]], Sampling(max_new_tokens=5))[0][0]
+    assert engine._batch is not None
+    assert engine._batch.pages.num_used == 0
+
+
+def test_a_step_that_fails_meanwhile_is_not_the_scorers(engine: LocalEngine) -> None:
+    def fails() -> None:
+        raise RuntimeError("a bit flipped")
+
+    expected = engine.score(PROMPTS)
+    engine._batch.advance = fails  # type: ignore[union-attr, method-assign]
+    request = engine.submit(PROMPTS[2], Sampling(max_new_tokens=5))
+    assert engine.score(PROMPTS) == expected
+    assert str(request.error) == "a bit flipped"
+
+
+def test_new_weights_end_what_is_scored(engine: LocalEngine, model: Any) -> None:
+    prompts = [[(i * k) % 200 + 20 for i in range(400)] for k in range(1, 5)]
+    swap = Thread(target=engine.sync, args=(model, 1))
+
+    def reads(piece: Piece) -> None:
+        swap.start()
+
+    old = engine._batch
+    request = engine.submit(PROMPTS[2], Sampling(max_new_tokens=1), reader=reads)
+    with pytest.raises(ModelError, match="the weights changed while prompts were read"):
+        engine.score(prompts * 20)
+    swap.join()
+    assert request.done
+    assert engine.version == 1
+    assert old is not None
+    assert old.pages.num_used == 0
+    assert len(engine.score(prompts)) == 4
 
 
 def test_answers_go_on_from_what_was_scored(engine: LocalEngine, model: Any, tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from luthier.core.registry import ENGINES
 from luthier.engines.batch import Batch
 from luthier.engines.hf import check_prompt, one_each
 from luthier.engines.requests import Queue, Request
-from luthier.engines.scoring import embed, score
+from luthier.engines.scoring import Passes, Result, embed, score
 from luthier.engines.shaping import Piece, ScoredToken, Shaping
 from luthier.kernels.cpu import give_pages_back
 
@@ -60,7 +60,7 @@ class LocalEngine:
         self.tokenizer, self.batch_size, self._kind, self._adapters = tokenizer, batch_size, kind, tuple(adapters)
         self.counts = {"prompt_tokens": 0, "shared_tokens": 0, "new_tokens": 0, "steps": 0}
         self._computing, self._urgent, self._stepped = Lock(), Lock(), Condition()
-        self._queue = Queue()
+        self._queue, self.failures = Queue(), 0
         self._batch: Batch | None = None
         self.sync(model, 0)
 
@@ -113,7 +113,8 @@ class LocalEngine:
         return self._max_positions - len(self._virtual)
 
     def _awake(self) -> Batch:
-        assert self._batch is not None, "the engine rests; sync gives it weights"
+        if self._batch is None:
+            raise ModelError("the engine rests: it has no weights until the next sync", code="engine_rests")
         return self._batch
 
     # ---- answers
@@ -152,7 +153,7 @@ class LocalEngine:
         shaping: Shaping | None = None,
         client: str = "",
     ) -> Request:
-        """Queue a prompt for `n` answers. Raises ModelError when it leaves no room for an answer.
+        """Queue a prompt for `n` answers. Raises ModelError when it leaves no room for an answer or the engine rests.
 
         `reader` hears of every token as soon as its text is certain, from the thread that computes: it must be quick,
         and may call `submit` and `cancel` but nothing that computes. A token that a stop text begins in is not told.
@@ -173,6 +174,7 @@ class LocalEngine:
         return request
 
     def _check(self, prompt: Prompt, shaping: Shaping, *, answers: bool = True) -> None:
+        self._awake()
         if shaping.adapter is not None and shaping.adapter not in self._adapters:
             there = ", ".join(self._adapters) or "none"
             raise ModelError(f"no adapter is called {shaping.adapter!r}; there are: {there}")
@@ -208,14 +210,32 @@ class LocalEngine:
         probable tokens reported at each place. Raises ModelError for prompts that do not fit.
         """
         asked, firsts = self._checked(prompts, adapter), list(first) or [0] * len(prompts)
-        with self._alone(), torch.inference_mode():
-            return score(self._awake(), asked, firsts, top, adapter)
+        return self._beside_answers(lambda batch: score(batch, asked, firsts, top, adapter))
 
     def embed(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
         """Return the mean over each prompt's tokens of the hidden states behind the last norm, float32 [N, D]."""
         asked = self._checked(prompts, adapter)
-        with self._alone(), torch.inference_mode():
-            return embed(self._awake(), asked, adapter)
+        return self._beside_answers(lambda batch: embed(batch, asked, adapter))
+
+    def _beside_answers(self, work: Callable[[Batch], Passes[Result]]) -> Result:
+        """Compute one pass after the other, with a step for the answers between two. Raises ModelError after a sync."""
+        batch = self._awake()
+        passes = work(batch)
+        try:
+            while True:
+                with self._alone(), torch.inference_mode():
+                    if self._batch is not batch:
+                        raise ModelError("the weights changed while prompts were read; ask again", code="model_changed")
+                    next(passes)
+                    if batch.requests() or len(self._queue):
+                        with suppress(Exception):  # its requests keep it, and this one goes on
+                            self._advance()
+                self._tidy()
+        except StopIteration as end:
+            return end.value
+        finally:
+            with self._alone():
+                passes.close()
 
     def _checked(self, prompts: Sequence[Prompt], adapter: str | None) -> list[tuple[int, ...]]:
         for prompt in prompts:
@@ -254,6 +274,7 @@ class LocalEngine:
             batch.admit(self._queue)
             batch.advance()
         except BaseException as error:
+            self.failures += 1
             batch.abort(error if isinstance(error, Exception) else None)
             raise
         finally:

@@ -1,14 +1,16 @@
 """Prompts through the decoder without answers: log-probabilities of their tokens, and their embeddings.
 
+Both are generators that stop behind each forward pass, so that answers can go on growing in between.
+
 Shapes: T tokens of a chunk, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +22,12 @@ from luthier.engines.shaping import ScoredToken
 from luthier.models.decoder_parts import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+ROWS_OF_LOGITS = 64
+"""Logits that exist at a time: with 256 thousand tokens 64 rows are 64 MiB."""
+Result = TypeVar("Result")
+Passes = Generator[None, None, Result]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +48,7 @@ _Heard = Callable[[int, int, Tensor], None]
 
 def score(
     batch: Batch, prompts: Sequence[tuple[int, ...]], first: Sequence[int], top: int, adapter: str | None
-) -> list[list[ScoredToken]]:
+) -> Passes[list[list[ScoredToken]]]:
     """Return the tokens of each prompt from `first` on with their log-probabilities under the model."""
     found: list[list[ScoredToken]] = [[] for _ in prompts]
     for tokens, start, scored in zip(prompts, first, found, strict=True):
@@ -50,20 +57,22 @@ def score(
 
     def hear(number: int, place: int, hidden_TD: Tensor) -> None:
         following = prompts[number][place + 1 : place + 1 + len(hidden_TD)]
-        if not following:
-            return
-        logits_TV = batch.decoder.logits(hidden_TD[: len(following)])
-        logp_T = logp_of(logits_TV, torch.tensor(following, device=logits_TV.device))
-        if not bool(torch.isfinite(logp_T).all()):
-            raise not_finite()
-        tops = most_probable_of(logits_TV, [top] * len(following))
-        found[number] += map(ScoredToken, following, logp_T.tolist(), tops)
+        for start in range(0, len(following), ROWS_OF_LOGITS):
+            part = following[start : start + ROWS_OF_LOGITS]
+            found[number] += _scored(batch.decoder.logits(hidden_TD[start : start + len(part)]), part, top)
 
-    _read(batch, prompts, [max(0, start - 1) for start in first], hear, adapter)
+    yield from _read(batch, prompts, [max(0, start - 1) for start in first], hear, adapter)
     return found
 
 
-def embed(batch: Batch, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> Tensor:
+def _scored(logits_TV: Tensor, following: tuple[int, ...], top: int) -> Iterable[ScoredToken]:
+    logp_T = logp_of(logits_TV, torch.tensor(following, device=logits_TV.device))
+    if not bool(torch.isfinite(logp_T).all()):
+        raise not_finite()
+    return map(ScoredToken, following, logp_T.tolist(), most_probable_of(logits_TV, [top] * len(following)))
+
+
+def embed(batch: Batch, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> Passes[Tensor]:
     """Return the mean over tokens of what the last norm makes of them, float32 [N, D]."""
     sums: dict[int, Tensor] = {}
 
@@ -71,13 +80,13 @@ def embed(batch: Batch, prompts: Sequence[tuple[int, ...]], adapter: str | None)
         total = hidden_TD.float().sum(0)
         sums[number] = total if number not in sums else sums[number] + total
 
-    _read(batch, prompts, [0] * len(prompts), hear, adapter)
+    yield from _read(batch, prompts, [0] * len(prompts), hear, adapter)
     return torch.stack([sums[number] / len(prompt) for number, prompt in enumerate(prompts)])
 
 
 def _read(
     batch: Batch, prompts: Sequence[tuple[int, ...]], first: Sequence[int], hear: _Heard, adapter: str | None
-) -> None:
+) -> Passes[None]:
     """Compute prompts, several in one pass; equal beginnings once, as far as nobody wants to hear of them."""
     waiting = deque(enumerate(prompts))
     texts: list[_Text] = []
@@ -85,6 +94,7 @@ def _read(
         while waiting or texts:
             _fill(batch, waiting, texts, first, adapter)
             _advance(batch, texts, hear, adapter)
+            yield
     finally:
         for text in texts:
             batch.release(text.table)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError
 from luthier.models.adapters import adapter_names
+from luthier.tuning.parts.starts import INITIAL
 
 if TYPE_CHECKING:
     from luthier.models.decoder_parts import Parts
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
+_BESIDE_THE_WEIGHTS = {"gaussian", "eva", "orthogonal", "mica"}
+"""Starts of peft's that leave the weights below an adapter as they are; the others take a part out of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def read_adapter(model: Any, parts: Parts, name: str) -> Adapter:
     if name not in adapter_names(model):
         raise ModelError(f"no adapter is called {name!r}; there are: {', '.join(adapter_names(model)) or 'none'}")
     reached = {id(module) for layer in parts.layers for group in layer.linears.values() for module in group}
-    why = _obstacle(model, name, reached)
+    why = _of_another_kind(model, name) or _changed_weights(model) or _more_than_added(model, name, reached)
     if why is not None:
         raise ModelError(
             f"adapter {name} cannot be put on the rows of a batch: {why}; serve it as a model of its own",
@@ -52,13 +55,36 @@ def read_adapter(model: Any, parts: Parts, name: str) -> Adapter:
     return layers
 
 
-def _obstacle(model: Any, name: str, reached: set[int]) -> str | None:
+def _of_another_kind(model: Any, name: str) -> str | None:
+    if not hasattr(model, "peft_config"):
+        return "it consists of bottleneck networks"
+    kind = model.peft_config[name].peft_type
+    kind = getattr(kind, "value", kind)
+    return None if kind == "LORA" else f"it is of the kind {kind}"
+
+
+def _changed_weights(model: Any) -> str | None:
+    """Return why the weights below the adapters are not the base's, or None. Any of the adapters may have done it."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, config in model.peft_config.items():
+        if getattr(config, "bias", "none") != "none":
+            return f"{name} brings biases of the model itself (bias: {config.bias})"
+        start = getattr(config, "init_lora_weights", True)
+        if isinstance(start, str) and start.lower() not in _BESIDE_THE_WEIGHTS:
+            return f"{name} began as a part of the weights ({start})"
+    for path, module in plain_model(model).named_modules():
+        if isinstance(module, LoraLayer) and module.merged:
+            return f"{', '.join(module.merged_adapters)} is merged into {path}; unmerge it first"
+        if hasattr(module, INITIAL):
+            return f"{path} gave a part of itself to an adapter"
+    return None
+
+
+def _more_than_added(model: Any, name: str, reached: set[int]) -> str | None:
     from peft.tuners.lora import Linear, LoraLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    kind = model.peft_config[name].peft_type
-    if getattr(kind, "value", kind) != "LORA":
-        return f"it is of the kind {getattr(kind, 'value', kind)}"
     for path, each in plain_model(model).named_modules():
         module: Any = each
         if isinstance(module, AuxiliaryTrainingWrapper) and name in getattr(module, "_adapters", [name]):
