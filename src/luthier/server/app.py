@@ -26,6 +26,7 @@ _ABOUT = {
     401: "No key, or an unknown one.",
     403: "Asked under a foreign name (Host, Origin).",
     404: "There is no such model.",
+    408: "The body stopped coming.",
     413: "The body is too large.",
     429: "Every place is taken; Retry-After says when to ask again.",
     500: "The engine failed.",
@@ -38,7 +39,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReply, "description": _ABOUT[status]} for status in (401, 403, *statuses)}
 
 
-_ASKED = _errors(400, 404, 413, 429, 500, 503, 504)
+_ASKED = _errors(400, 404, 408, 413, 429, 500, 503, 504)
 _EVENT = {
     "type": "object",
     "description": "One event: a chunk of the answer as JSON text; the last one is [DONE], or an error.",
