@@ -130,8 +130,8 @@ class Gap:
     top: list[Tensor] = field(default_factory=list)
 
     def add(self, reference_NV: Tensor, found_NV: Tensor, row: Row) -> None:
-        """Take in a row; the last place has nothing that follows, and what an earlier row has is left out."""
-        wanted, found = (torch.log_softmax(each[row.skipped :].double(), -1) for each in (reference_NV, found_NV))
+        """Take in the logits of a row from `row.skipped` on; the last place has nothing that follows."""
+        wanted, found = (torch.log_softmax(each.double(), -1) for each in (reference_NV, found_NV))
         self.kl.append((wanted.exp() * (wanted - found)).sum(-1))
         self.top.append(wanted.argmax(-1) == found.argmax(-1))
         target = torch.tensor(row.ids[row.skipped + 1 :])
@@ -141,7 +141,7 @@ class Gap:
 
     def take(self, reference_NV: Tensor, model: Llama, row: Row) -> Check:
         """Ask llama.cpp for the logits of a row, and take them in."""
-        found = torch.from_numpy(model.logits(row.ids, 0).copy())
+        found = torch.from_numpy(model.logits(row.ids, row.skipped).copy())
         if not torch.isfinite(found).all():
             return Check("distance", False, "llama.cpp's logits are not finite", "finite logits")
         self.add(reference_NV, found, row)

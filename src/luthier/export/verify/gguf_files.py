@@ -220,7 +220,7 @@ def _measure(path: Path, reference: Reference, rows: list[Row], gap: Gap) -> Che
         return not_done("distance", missing)
     with Llama(path, "logits") as model:
         for row in rows:
-            done = guarded("distance", "", lambda row=row: gap.take(reference.logits(row.ids), model, row))
+            done = guarded("distance", "", lambda row=row: gap.take(reference.logits(row.ids, row.skipped), model, row))
             if not done.passed:
                 return done
     return None
@@ -233,6 +233,6 @@ def _gain(base: Source | None, rows: list[Row], gap: Gap) -> float | None:
     reference = Reference(base)
     before = Gap()
     for row in rows:
-        logits_NV = reference.logits(row.ids)
+        logits_NV = reference.logits(row.ids, row.skipped)
         before.add(logits_NV, logits_NV, row)
     return gap.mean_own - before.mean_own

@@ -40,7 +40,7 @@ def _logits(path: str) -> dict[str, _Work]:
     params = llama_cpp.LlamaModelParams()
     params.n_gpu_layers = 0
     model = Model(path, params, verbose=False)
-    vocab, context = model.get_vocab(), None
+    vocab, context, cached = model.get_vocab(), None, list[int]()
     batch = llama_cpp.LlamaBatch(n_tokens=CONTEXT, embd=0, n_seq_max=1)
 
     def started() -> Any:
@@ -55,15 +55,19 @@ def _logits(path: str) -> dict[str, _Work]:
         return context
 
     def logits(asked: dict[str, Any]) -> _Answer:
-        """Return float32 logits behind each of `ids` from place `first` on."""
-        ids, first = asked["ids"], asked["first"]
-        reader = started()
-        reader.kv_cache_clear()
+        """Return float32 logits behind each of `ids` from place `first` on; what the last ids began with is kept."""
+        ids, first, reader = asked["ids"], asked["first"], started()
+        same = next((i for i, (a, b) in enumerate(zip(ids, cached, strict=False)) if a != b), len(cached))
+        known = min(same, first)
+        if not (known and reader.memory_seq_rm(0, known, -1)):
+            known = 0
+            reader.kv_cache_clear()
         batch.clear()
-        for place, token in enumerate(ids):
-            batch.add(token, place, [0], place >= first)
+        for place in range(known, len(ids)):
+            batch.add(ids[place], place, [0], place >= first)
         reader.decode(batch)
-        rows = [np.array(reader.get_logits_ith(place), dtype=np.float32) for place in range(first, len(ids))]
+        cached[:] = ids
+        rows = [np.array(reader.get_logits_ith(i - known), dtype=np.float32) for i in range(first, len(ids))]
         return [len(rows), vocab.n_vocab], np.stack(rows).tobytes()
 
     def ends(asked: dict[str, Any]) -> _Answer:
