@@ -175,11 +175,12 @@ def test_a_model_alone_is_judged_against_the_expected_answers(tiny: Path, held_o
         return f"Verdict: {'A' if expected in first else 'B'}"
 
     judge_server.reply = prefers_expected
-    found = evaluate(config_of(tiny, eval_dataset=str(held_out), eval_kinds="judge", max_new_tokens=4, predict_samples=1,
-                               eval_judge={"base_url": judge_server.url, "model": "m"}))  # fmt: skip
-    assert found.against == "the expected answers"
-    assert (found.measure("judge/win_rate").value, found.measure("judge/orders_agree").value) == (0, 1)
-    assert found.outcomes["judge"].lines[0]["other"] == expected
+    config = config_of(tiny, eval_dataset=str(held_out), eval_kinds="judge", max_new_tokens=4, predict_samples=1,
+                       eval_judge={"base_url": judge_server.url, "model": "m"})  # fmt: skip
+    for found in (evaluate(config), *evaluate_all([config]).evaluations):
+        assert found.against == "the expected answers"
+        assert (found.measure("judge/win_rate").value, found.measure("judge/orders_agree").value) == (0, 1)
+        assert found.outcomes["judge"].lines[0]["other"] == expected
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from luthier.config.load import load_config
 from luthier.core.errors import DataError
-from luthier.workflows.evaluate import evaluate, evaluate_all
+from luthier.workflows.evaluate import evaluate, evaluate_all, loaded
 
 pytest.importorskip("lm_eval")
 
@@ -100,6 +101,27 @@ def test_models_that_our_decoder_does_not_run(tasks: Path, tiny: Path) -> None:
     assert [m.value for m in ours.measures] == [m.value for m in theirs.measures]
 
 
+@pytest.mark.parametrize("top", [0, 1])
+def test_every_way_to_score_gives_one_number(tiny: Path, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our decoder, packed passes in parts of a few tokens, and plain passes that keep all logits."""
+    from luthier.evaluation import logprobs as scoring
+
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 40)
+    begin = [5 * i % 250 for i in range(30)]
+    pairs = [(begin, [1]), (begin, [2, 3, 4]), ([*begin, 9], [7, 7]), ([8], begin)]
+    found: list[Any] = []
+    for engine in ("local", "hf"):
+        config = load_config({"model_name_or_path": str(tiny), "dtype": "float32", "engine": engine}).config
+        with loaded(config, engine) as subject:
+            best = int(subject.model(torch.tensor([begin])).logits[0, -1].argmax())
+            found.append(scoring.logprobs(subject, [*pairs, (begin, [best])], top=top))
+    for ours, theirs, size in zip(*found, [1, 3, 2, 30, 1], strict=True):
+        assert len(ours) == size
+        assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in theirs], abs=1e-5)
+        assert [is_best for _, is_best in ours] == [is_best for _, is_best in theirs]
+    assert found[0][-1][0][1] is bool(top)
+
+
 def test_endings_that_do_not_fit_are_told(tiny: Path) -> None:
     from luthier.evaluation.harness_model import HarnessModel
     from luthier.evaluation.subject import Subject
@@ -107,8 +129,9 @@ def test_endings_that_do_not_fit_are_told(tiny: Path) -> None:
 
     speaker = load_speaker(load_config({"model_name_or_path": str(tiny), "dtype": "float32"}).config)
     model: Any = HarnessModel(Subject("tiny", speaker.model, speaker.template, lambda: speaker.engine))
-    ((logp, _),) = model._loglikelihood_tokens([(("", ""), [1] * 600, [2, 3])])
-    ((cut, _),) = model._loglikelihood_tokens([(("", ""), [1] * 510, [2, 3])])
+    context = [7 * i % 250 for i in range(600)]
+    ((logp, _),) = model._loglikelihood_tokens([(("", ""), context, [2, 3])])
+    ((cut, _),) = model._loglikelihood_tokens([(("", ""), context[-510:], [2, 3])])
     assert logp == cut
     with pytest.raises(DataError, match="an ending of 512 tokens is longer than the 512"):
         model._loglikelihood_tokens([(("", ""), [1], [2] * 512)])
