@@ -258,7 +258,8 @@ def test_verdicts() -> None:
          "prompt needs {a} and {b}"),
         ({"eval_dataset": "{held}", "eval_judge": {"base_url": "http://a/v1", "model": "m", "api_key_env": "NOPE_X"}},
          ConfigError, "environment variable NOPE_X"),
-        ({"eval_tasks": "nothing_like_it"}, ConfigError, "'nothing_like_it' is no task of lm-evaluation-harness"),
+        pytest.param({"eval_tasks": "nothing_like_it"}, ConfigError,
+                     "'nothing_like_it' is no task of lm-evaluation-harness", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_loaded(
@@ -277,6 +278,7 @@ def test_a_model_without_a_base(tiny: Path, held_out: Path) -> None:
         evaluate_all([config_of(tiny, eval_dataset=str(held_out))], base=True)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_comparison(own: Path, held_out: Path, tmp_path: Path, jobs: Jobs) -> None:
     shown = jobs.run("evaluate", own, f"eval_dataset={held_out}", "--name", "one", cwd=tmp_path)
     assert shown.code == 0, shown.err

@@ -75,6 +75,7 @@ def test_equal_to_the_harness_own_model(tasks: Path, tiny: Path) -> None:
     assert found["harness/own_choice/acc"].series is not None
 
 
+@pytest.mark.slow
 def test_rows_are_paired_and_written(tasks: Path, run: Path, tmp_path: Path) -> None:
     own = shutil.copytree(run, tmp_path / "own")
     config = load_config({"model_name_or_path": str(own), "dtype": "float32", "eval_tasks": "own_choice,own_text",
@@ -90,6 +91,7 @@ def test_rows_are_paired_and_written(tasks: Path, run: Path, tmp_path: Path) -> 
     assert tuned.measure("harness/own_text/byte_perplexity").better == "lower"
 
 
+@pytest.mark.slow
 def test_models_that_our_decoder_does_not_run(tasks: Path, tiny: Path) -> None:
     told = {
         "model_name_or_path": str(tiny),
