@@ -154,6 +154,7 @@ def test_a_begin_token_that_the_file_adds_is_not_in_the_template() -> None:
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "refuses several turns"),
         ("{% for m in messages %}{{ loop.index ~ m.content }};{% endfor %}", "another way"),
         ("{{ messages[-1].content }}", "refuses several turns"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content.replace('?', '!') }}{% endfor %}<assistant>", "one turn"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(template: str | None, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from luthier.export.gguf import planned, write_gguf
 from luthier.export.source import Source, Weight
 from luthier.export.verify import verify_file, verify_gguf
 from luthier.export.verify.container import read_container
+from luthier.export.verify.decoding import Row, answer, check_greedy
 from luthier.export.verify.metadata import check_metadata, check_metadata_alone
+from luthier.export.verify.reference import Reference
 from luthier.export.verify.tensors import check_moved, check_names, check_values
 
 FileOf = Callable[[str], Path]
@@ -215,6 +218,15 @@ def test_a_forgotten_merge(form: str, size: float, source: Source, file_of: File
     assert bad.passed is False, bad
 
 
+def test_a_tensor_that_was_left_out_of_a_merge(source: Source, tmp_path: Path) -> None:
+    after = tuned(source, 1e-2)
+    half = dict(after.weights) | {name: source.weights[name] for name in source.weights if "up_proj" in name}
+    file = write_gguf(replace(after, weights=half), tmp_path / "half.gguf", form="q8_0")
+    check = check_moved(read_container(file), planned(after), planned(source))
+    assert check.passed is False
+    assert "1 are still the base's, the first is blk.1.ffn_up.weight" in check.found
+
+
 def test_an_adapter_that_changes_nothing(source: Source, file_of: FileOf) -> None:
     check = check_moved(read_container(file_of("f32")), planned(source), planned(source))
     assert check.passed is False
@@ -222,6 +234,26 @@ def test_an_adapter_that_changes_nothing(source: Source, file_of: FileOf) -> Non
 
 
 # ---- what llama.cpp sees
+
+
+def test_gaps_are_what_the_reference_prefers(source: Source) -> None:
+    reference = Reference(source)
+    prompt = source.tokenizer("the tea", add_special_tokens=False)["input_ids"]
+    (said,) = reference.answers([prompt], 6)
+    other = list(said)
+    other[2] = (other[2] + 1) % 256
+    rows = [Row(list(prompt), list(said), "", ended=False), Row(list(prompt), other, "", ended=False)]
+    answer(reference, rows, [], "F16")
+    logp = torch.log_softmax(reference.logits([*prompt, *said])[len(prompt) + 1], -1)
+    assert rows[0].gaps == [0.0] * len(said)
+    assert rows[1].gaps[:2] == [0.0, 0.0]
+    assert rows[1].gaps[2] == pytest.approx(float(logp.max() - logp[other[2]]), abs=1e-4)
+    assert check_greedy(rows[:1], "F16").passed is True
+    assert check_greedy(rows, "F16").passed is False
+    assert check_greedy(rows, "Q8_0").passed is True  # reported only
+    rows[1].gaps = [0.0, 0.0, 9e-3]
+    assert check_greedy(rows, "F16").passed is True
+    assert check_greedy(rows, "F32").passed is False
 
 
 def verified(file: Path, out: Path, source: Source, **more: Any) -> set[str]:
