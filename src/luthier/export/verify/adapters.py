@@ -20,7 +20,6 @@ from luthier.export.verify.shards import check_files, check_weights
 from luthier.export.verify.tensors import values_of
 from luthier.models import bottleneck
 from luthier.models.adapters import WEIGHTS, facts_of
-from luthier.models.reward_files import for_writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,13 +56,13 @@ def check_opens(folder: Path, weights: dict[str, Weight], base: str) -> Check:
 
     grades = facts.get("task_type") == "SEQ_CLS"
     made: Any = AutoModelForSequenceClassification if grades else AutoModelForCausalLM
-    read = for_writing(facts)
-    config: Any = PeftConfig.from_peft_type(**read) if read is not facts else PeftConfig.from_pretrained(str(folder))
+    labels = {"num_labels": 1} if grades else {}
+    config: Any = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # how training began is no part of what it became
     with torch.device("meta"):
-        shell = made.from_config(AutoConfig.from_pretrained(base))
+        shell = made.from_config(AutoConfig.from_pretrained(base, **labels))
         places: Any = get_peft_model_state_dict(get_peft_model(shell, config))
     wanted = {name: tuple(tensor.shape) for name, tensor in places.items()}
     found = {name: weight.shape for name, weight in weights.items()}
