@@ -218,6 +218,15 @@ def test_a_forgotten_merge(form: str, size: float, source: Source, file_of: File
     assert bad.passed is False, bad
 
 
+def test_what_training_gained_stands_beside_what_a_form_costs(source: Source, tmp_path: Path) -> None:
+    after = tuned(source, 0.3)
+    report = verify_gguf(write_gguf(after, tmp_path / "tuned.gguf", form="q8_0"), after, base=source)
+    assert red(report) == set(), report.table()
+    assert report.not_done == ()
+    # The rows are what the tuned model says: it thinks more of them than the base.
+    assert {check.name: check.numbers for check in report.checks}["distance"]["trained_gain"] > 0
+
+
 def test_a_tensor_that_was_left_out_of_a_merge(source: Source, tmp_path: Path) -> None:
     after = tuned(source, 1e-2)
     half = dict(after.weights) | {name: source.weights[name] for name in source.weights if "up_proj" in name}
