@@ -68,10 +68,10 @@ def large_model(folder: Path) -> None:
 def export(model: Path, out: Path, *options: str) -> tuple[float, list[int], dict[str, Any]]:
     """Run an export; return its seconds, its peak above and at the imports in bytes, and what it says."""
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, "export", str(model), "--out", str(out), "--json", *options],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-c", WATCHED, "export", str(model), "--out", str(out), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(options)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     peak = next(line for line in done.stderr.splitlines() if line.startswith("PEAK"))
     return time.monotonic() - start, [int(x) for x in peak.split()[1:]], json.loads(done.stdout.splitlines()[-1])
 

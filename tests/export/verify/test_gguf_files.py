@@ -19,7 +19,8 @@ from luthier.export.verify.container import read_container
 from luthier.export.verify.decoding import Row, answer, check_greedy
 from luthier.export.verify.metadata import check_metadata, check_metadata_alone
 from luthier.export.verify.reference import Reference
-from luthier.export.verify.tensors import check_moved, check_names, check_values
+from luthier.export.verify.report import Check
+from luthier.export.verify.tensors import check_moved, check_names, check_values, values_of
 
 FileOf = Callable[[str], Path]
 Q, K, V = (f"blk.0.attn_{part}.weight" for part in "qkv")
@@ -234,6 +235,40 @@ def test_a_tensor_that_was_left_out_of_a_merge(source: Source, tmp_path: Path) -
     check = check_moved(read_container(file), planned(after), planned(source))
     assert check.passed is False
     assert "1 are still the base's, the first is blk.1.ffn_up.weight" in check.found
+
+
+def test_a_base_that_was_quantized_before(source: Source, file_of: FileOf, tmp_path: Path) -> None:
+    """Small changes of weights on the form's grid are rounded back to it: said, and a failure where it is most of them."""
+    container, weights = read_container(file_of("q4_0")), dict(source.weights)
+    kept = {name: torch.cat([n for _, n in values_of(container, stored)]) for name, stored in container.tensors.items()}
+    names = {"blk.0.ffn_up.weight": "model.layers.0.mlp.up_proj.weight",
+             "blk.1.ffn_up.weight": "model.layers.1.mlp.up_proj.weight"}  # fmt: skip
+    for stored, name in names.items():
+        weights[name] = Weight(weights[name].shape, torch.float32, lambda old=kept[stored]: old)
+    base = replace(source, weights=weights)
+
+    def after(first: float, second: float) -> Check:
+        changed = dict(base.weights)
+        for i, (name, size) in enumerate(zip(names.values(), (first, second), strict=True)):
+            old = base.weights[name].read()
+            change = torch.randn(old.shape, generator=torch.Generator().manual_seed(i)) * size * old.std()
+            changed[name] = Weight(tuple(old.shape), torch.float32, lambda new=old + change: new)
+        tuned = replace(base, weights=changed)
+        file = write_gguf(tuned, tmp_path / f"{first}-{second}.gguf", form="q4_0")
+        return check_moved(read_container(file), planned(tuned), planned(base))
+
+    some = after(0.002, 0.5)
+    assert some.passed is True, some
+    assert some.numbers["rounded_away"] == 1
+    assert "(blk.0.ffn_up.weight), a wider form keeps them" in some.found
+    assert after(0.002, 0.002).passed is False
+
+
+def test_a_change_too_small_to_see(source: Source, tmp_path: Path) -> None:
+    """Neither there nor missing: rounding hides it."""
+    after = tuned(source, 1e-5)
+    file = write_gguf(after, tmp_path / "tuned.gguf", form="q4_0")
+    assert check_moved(read_container(file), planned(after), planned(source)).passed is None
 
 
 def test_an_adapter_that_changes_nothing(source: Source, file_of: FileOf) -> None:

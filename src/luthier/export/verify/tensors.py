@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.export.verify.container import Container, Stored, read_bytes
-from luthier.export.verify.report import Check
+from luthier.export.verify.report import Check, not_done
 
 if TYPE_CHECKING:
     from luthier.export.gguf.plan import Planned
@@ -185,44 +185,83 @@ def check_finite(container: Container) -> Check:
     return Check("tensor values", True, f"{len(container.tensors)} tensors are finite", limit, {"non_finite": 0})
 
 
+@dataclass(slots=True)
+class Moved:
+    """What is left in a file of that which training changed in a tensor."""
+
+    along: float = 0.0
+    """Difference between file and base, along the change of training."""
+    change: float = 0.0
+    """Squared change of training: `along` of a file that has all of it."""
+    noise: float = 0.0
+    """Variance of `along` from rounding that has no direction."""
+    from_base: float = 0.0
+    """Relative RMS of the file from the base."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether rounding hides less than a tenth of the change."""
+        return sqrt(self.noise) < 0.1 * self.change
+
+
 def check_moved(container: Container, planned: Sequence[Planned], base: Sequence[Planned]) -> Check:
     """See that what training moved has moved in the file.
 
     The file's difference from the base is projected on what training changed: 1 where the change is there, 0 where the
-    base was written. Quantizing noise is far bigger than the change of one number, but has no direction.
+    base was written. Quantizing noise is far bigger than the change of one number, but has no direction, unless the
+    base lies on the grid of the form already (a model that came quantized): then small changes are rounded back to it.
+    Such tensors are told apart by a file that is nearer to the base than rounding lets it be.
     """
     limit = "at least half of what training changed is in the file; all of it is 1"
     before = {each.name: each for each in base}
-    moved, left_out, along, total = 0, [], 0.0, 0.0
+    found = dict[str, Moved]()
     for each in planned:
         stored, old = container.tensors.get(each.name), before.get(each.name)
-        if stored is None or old is None or tuple(old.shape) != tuple(each.shape):
-            continue
-        dot, square, noise = _projection(container, stored, each.read(), old.read())
-        if square == 0:
-            continue
-        moved, along, total = moved + 1, along + dot, total + square
-        if dot < 0.5 * square and noise < 0.1:
-            left_out.append(each.name)
-    if not moved:
+        if stored is not None and old is not None and tuple(old.shape) == tuple(each.shape):
+            moved = _projection(container, stored, each.read(), old.read())
+            if moved.change > 0:
+                found[each.name] = moved
+    if not found:
         return Check("training is in it", False, "no weight differs from the base: the adapter is missing", limit)
-    numbers = {"moved": moved, "left_out": len(left_out), "share": along / total}
-    found = f"{moved} tensors moved, {along / total:.3f} of the change is there"
+    whole = Moved(*(sum(getattr(each, part) for each in found.values()) for part in ("along", "change", "noise")))
+    lost = [name for name, moved in found.items() if moved.is_measured and moved.along < 0.5 * moved.change]
+    rounded = [name for name in lost if found[name].from_base < _on_grid(container.tensors[name].type)]
+    left_out = [name for name in lost if name not in rounded]
+    share = whole.along / whole.change
+    numbers = {"moved": len(found), "left_out": len(left_out), "rounded_away": len(rounded), "share": share}
+    said = f"{len(found)} tensors moved, {share:.3f} of the change is there"
     if left_out:
-        found += f"; {len(left_out)} are still the base's, the first is {left_out[0]}"
-    return Check("training is in it", not left_out and along >= 0.5 * total, found, limit, numbers)
+        said += f"; {len(left_out)} are still the base's, the first is {left_out[0]}"
+    if rounded:
+        said += f"; {len(rounded)} were rounded back to a base quantized before ({rounded[0]}), a wider form keeps them"
+    if not (left_out or whole.is_measured):
+        return not_done("training is in it", f"{len(found)} tensors moved by less than rounding lets see", limit)
+    return Check("training is in it", not left_out and share >= 0.5, said, limit, numbers)
 
 
-def _projection(container: Container, stored: Stored, new: Any, old: Any) -> tuple[float, float, float]:
-    """Return (change in the file along the change of training, square of that change, noise of their quotient)."""
-    dot = square = rest = 0.0
+_USUAL_RMS = {"F32": 0.0, "F16": 1.7e-4, "BF16": 1.4e-3, "Q8_0": 5e-3} | {
+    kind: 0.65 * limit for kind, limit in RELATIVE_RMS.items()
+}
+"""Relative RMS of ordinary weights in a type."""
+
+
+def _on_grid(kind: str) -> float:
+    """Return the relative RMS below which weights must have been on the grid of a type before."""
+    return 0.6 * _USUAL_RMS.get(kind, 0.0)
+
+
+def _projection(container: Container, stored: Stored, new: Any, old: Any) -> Moved:
+    found = Moved()
+    rounding = from_base = weights = 0.0
     width = stored.shape[-1]
     new_rows, old_rows = new.float().reshape(-1, width), old.float().reshape(-1, width)
     for place, numbers in values_of(container, stored):
-        change = (new_rows[place] - old_rows[place]).double()
-        dot += float(((numbers.double() - old_rows[place].double()) * change).sum())
-        square += float((change**2).sum())
-        rest += float(((numbers.double() - new_rows[place].double()) ** 2).sum())
-    if square == 0:
-        return 0.0, 0.0, 0.0
-    return dot, square, sqrt(rest / square / prod(stored.shape))
+        change, off = (new_rows[place] - old_rows[place]).double(), (numbers - old_rows[place]).double()
+        found.along += float((off * change).sum())
+        found.change += float((change**2).sum())
+        rounding += float(((off - change) ** 2).sum())
+        from_base += float((off**2).sum())
+        weights += float((old_rows[place].double() ** 2).sum())
+    found.noise = found.change * rounding / prod(stored.shape)
+    found.from_base = sqrt(from_base / weights) if weights else float("inf")
+    return found
