@@ -2,7 +2,7 @@
 
 python benchmarks/evaluate.py [--rows 200] [--rounds 2]
 
-All sides answer the same held-out tickets greedily, at most 48 new tokens, with the model that is loaded already. The
+All sides answer the same tickets greedily, at most 48 new tokens, with the model that is loaded already. The
 first comparison is in float32 and counts equal answers; then each side takes the number format that is fastest for it.
 """
 
