@@ -256,7 +256,7 @@ def test_schedules_are_those_of_transformers() -> None:
 
     from transformers import SchedulerType
 
-    from luthier.config.schema import Schedule
+    from luthier.config.training import Schedule
 
     by_metric = {"reduce_lr_on_plateau", "greedy"}
     assert set(get_args(Schedule)) == {each.value for each in SchedulerType} - by_metric

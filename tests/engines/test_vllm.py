@@ -12,7 +12,8 @@ from helpers import byte_tokenizer, make_folder
 from safetensors import safe_open
 from tunings import CASES, fresh, stir, stirred
 
-from luthier.config.schema import ModelConfig, RolloutConfig, RunConfig
+from luthier.config.rollout import RolloutConfig
+from luthier.config.schema import ModelConfig, RunConfig
 from luthier.core.errors import ConfigError, DependencyError, ModelError
 from luthier.core.types import Sampling
 from luthier.engines import vllm

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from luthier.config.schema import NamedPart
+from luthier.config.rollout import NamedPart
 from luthier.core.errors import ConfigError, DependencyError
 from luthier.core.registry import ENVIRONMENTS, REWARDS
 from luthier.core.types import Answer, Completion, Example, Message

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from luthier.config.schema import NamedPart
+from luthier.config.rollout import NamedPart
 from luthier.core.errors import DataError
 from luthier.core.types import Answer, Completion, Example
 from luthier.rewards import worker

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from luthier.config.schema import NamedPart
+from luthier.config.rollout import NamedPart
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.types import Answer, Completion, Example, Message
 from luthier.rewards.build import build_rewards, check_columns

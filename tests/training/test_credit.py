@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.config.schema import RolloutConfig
+from luthier.config.rollout import RolloutConfig
 from luthier.core.errors import TrainingError
 from luthier.core.types import Answer, Completion, Example
 from luthier.data.prompts import PromptRow

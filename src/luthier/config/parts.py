@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-    from luthier.config.schema import NamedPart
+    from luthier.config.rollout import NamedPart
     from luthier.core.registry import Registry
 
 

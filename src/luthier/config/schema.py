@@ -9,50 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from luthier.config.evaluation import EvaluateConfig
-from luthier.config.values import Bytes, Names, Numbers, Positive, Share, split_commas
+from luthier.config.rollout import RolloutConfig
+from luthier.config.training import TrainConfig
+from luthier.config.values import Names, Numbers, Positive
 from luthier.core.types import Sampling
-
-
-def _as_part(value: object) -> object:
-    """Read a bare name, or name, weight and whatever else as settings."""
-    if isinstance(value, str):
-        return {"name": value}
-    if not isinstance(value, dict) or "settings" in value:
-        return value
-    named = {key: each for key, each in value.items() if key in ("name", "weight")}
-    return {**named, "settings": {key: each for key, each in value.items() if key not in named}}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NamedPart:
-    """A thing from a shelf, by name, with settings of its own."""
-
-    name: str
-    """Name on the shelf, module:attribute, or FILE.py:attribute."""
-    weight: float = 1.0
-    """Weight in a sum."""
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Fields of the thing."""
-
-
-Part = Annotated[NamedPart, BeforeValidator(_as_part)]
-Parts = Annotated[tuple[Part, ...], BeforeValidator(split_commas)]
-Schedule = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-]
-"""Schedules that depend on the step alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,154 +110,6 @@ class DataConfig:
     """Fill each batch up to cutoff_len tokens instead of a fixed number of rows; none means yes for pt only."""
     disable_shuffling: bool = False
     """Keep the rows in their order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How the loop runs."""
-
-    output_dir: str | None = None
-    """Run directory; none makes runs/<time>-<name>."""
-    run_name: str | None = None
-    """Name shown in lists and used for the run directory."""
-    overwrite_output_dir: bool = False
-    """Replace a finished run in output_dir; the old one is moved aside, not deleted."""
-    per_device_train_batch_size: Positive = 8
-    """Rows of one forward pass."""
-    gradient_accumulation_steps: Positive = 1
-    """Forward passes of one optimizer step."""
-    learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Peak learning rate, reached after warm-up; 0 takes the usual one of the tuning and the objective, and says so."""
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    """Passes over the data."""
-    max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Optimizer steps; overrides num_train_epochs when above 0."""
-    lr_scheduler_type: Schedule = "linear"
-    """Course of the learning rate after warm-up, through transformers.get_scheduler."""
-    lr_scheduler_kwargs: dict[str, float | int | str] = field(default_factory=dict[str, float | int | str])
-    """Settings of the schedule itself, such as min_lr_rate or num_decay_steps."""
-    warmup_ratio: Share = 0.0
-    """Fraction of all optimizer steps spent warming up."""
-    warmup_steps: Annotated[float, Field(ge=0)] = 0
-    """Steps spent warming up (below 1: their share); overrides warmup_ratio when above 0."""
-    optim: Literal["adamw_torch", "adamw_8bit", "muon", "sgd", "adafactor", "rmsprop", "adagrad"] = "adamw_torch"
-    """Optimizer; adamw_8bit keeps its state in 8 bits (bitsandbytes), muon (arXiv:2502.16982) is for matrices only."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay, on matrices only."""
-    adam_beta1: Share = 0.9
-    """Decay of the first moment."""
-    adam_beta2: Share = 0.999
-    """Decay of the second moment."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Clip the gradient to this norm; 0 does not clip."""
-    moe_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the load-balancing loss of a mixture of experts; 0 leaves it out."""
-    gradient_checkpointing: bool = False
-    """Compute the activations of every layer again in the backward pass: less memory, more time."""
-    memory_budget: Bytes | None = None
-    """Most memory of the process (of the GPU where one computes), such as 6GB; as few layers as fit are recomputed."""
-    offload_dir: str | None = None
-    """Folder on a disk where large activations wait for the backward pass; for contexts that fit no other way."""
-    precompute_reference: bool | None = None
-    """Score all rows with the reference once, before the first step; none means yes if a row is read more than once."""
-    seed: Annotated[int, Field(ge=0)] = 42
-    """Seed of shuffling, initial adapter weights and dropout."""
-    logging_steps: Positive = 1
-    """Steps between training lines in events.jsonl."""
-    save_strategy: Literal["steps", "epoch", "no"] = "steps"
-    """When to write checkpoints; the end is always saved."""
-    save_steps: Positive = 500
-    """Steps between checkpoints."""
-    save_total_limit: Annotated[int, Field(ge=0)] = 0
-    """Checkpoints kept, newest first, besides the best; 0 keeps all."""
-    save_only_model: bool = False
-    """Leave optimizer and random states out of checkpoints; such a run cannot be resumed."""
-    eval_strategy: Literal["steps", "epoch", "no"] | None = None
-    """When to evaluate; none means steps when there are evaluation rows."""
-    eval_steps: Positive = 500
-    """Steps between evaluations."""
-    eval_on_start: bool = False
-    """Evaluate before the first step, too."""
-    per_device_eval_batch_size: Positive = 8
-    """Rows of one forward pass in evaluation."""
-    load_best_model_at_end: bool = False
-    """Keep the checkpoint with the lowest eval_loss as the result."""
-    early_stopping_steps: Annotated[int, Field(ge=0)] = 0
-    """Stop after this many evaluations without improvement; 0 never stops early."""
-    resume: str = "never"
-    """never, auto (if there is a checkpoint), must, or the path of a checkpoint."""
-    report_to: Names = ()
-    """Trackers through accelerate, such as tensorboard; events.jsonl is always written."""
-    plot_loss: bool = True
-    """Draw training_loss.png at the end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutConfig:
-    """How prompts are answered and graded while training; for objectives that learn from the policy's own answers.
-
-    One step answers per_device_train_batch_size x gradient_accumulation_steps x rollout_minibatches prompts and answers
-    in all, num_generations to each prompt, and learns from them.
-    """
-
-    num_generations: Positive = 8
-    """Answers to one prompt."""
-    max_completion_length: Positive = 256
-    """Most tokens of an answer, end-of-turn included."""
-    rollout_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Temperature of the draws; ratios, KL and entropy are those of the tempered distribution."""
-    rollout_top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the smallest set of tokens whose probability reaches this share."""
-    rollout_top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw from this many tokens; 0 draws from all."""
-    rollout_epochs: Positive | None = None
-    """Passes over the answers of a step; none takes the objective's: 4 for ppo, 1 for others."""
-    rollout_minibatches: Positive | None = None
-    """Updates of one pass; none takes the objective's: 4 for gspo, 1 for others."""
-    rollout_ahead: Annotated[int, Field(ge=0, le=1)] = 0
-    """1 answers the prompts of the next step while this one trains, with weights that are one step old; 0 does not."""
-    rewards: Parts = ()
-    """What grades answers: names, or {name, weight, settings of its own}; also module:function and FILE.py:function."""
-    reward_model: str | None = None
-    """Folder of a reward model that grades answers, too."""
-    reward_model_weight: float = 1.0
-    """Its weight in the sum of rewards."""
-    combine_rewards: Literal["sum", "normalize"] = "sum"
-    """sum: add up weighted rewards; normalize: bring each to mean 0 and deviation 1 in its group first."""
-    reward_time_limit_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """A reward that takes longer counts as missing."""
-    environment: Part | None = None
-    """Where prompts come from instead of a data set, and what answers to answers: {name, settings of its own}."""
-    max_turns: Positive = 1
-    """Most answers of the model in one episode with an environment."""
-    cut_off: Literal["keep", "mask", "penalize"] = "keep"
-    """Answers that reach max_completion_length: learned from like others, left out of the loss, or graded lower."""
-    cut_off_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Taken from the reward of cut-off answers where they are penalized."""
-    old_logp: Literal["trainer", "engine"] = "trainer"
-    """Whose log-probabilities of the answers the ratio is formed with."""
-    importance_cap: Annotated[float, Field(ge=0)] = 0.0
-    """Weigh tokens by the ratio trainer / engine, at most this (2 is usual); 0 does not."""
-    max_resample_rounds: Positive = 10
-    """Rounds of answers in one step while too few groups differ in reward (on_equal_rewards: resample)."""
-    too_few_groups: Literal["go_on", "stop"] = "go_on"
-    """What follows when the rounds are used up."""
-    max_flat_steps: Positive = 10
-    """Steps in a row without any difference in reward until the run stops."""
-    score_clip: Annotated[float, Field(ge=0)] = 0.0
-    """Keep rewards within plus and minus this number; 0 does not."""
-    score_scaling: bool = False
-    """Divide rewards by their running deviation."""
-    value_model: Literal["separate", "shared"] = "separate"
-    """Of ppo: a model of its own, or a second head on the policy."""
-    critic_model: str | None = None
-    """What a separate value model begins as; none takes the reward model, or else the policy with a fresh head."""
-    critic_learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Peak learning rate of the value model; 0 takes the usual one of the tuning for supervised rows."""
-    critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which only the value model learns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from luthier.core.registry import ENVIRONMENTS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from luthier.config.schema import NamedPart
+    from luthier.config.rollout import NamedPart
     from luthier.core.protocols import Environment
 
 

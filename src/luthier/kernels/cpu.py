@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 
 FAST_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -23,6 +24,15 @@ def usable_cores() -> int:
         if limit != "max":
             cores = min(cores, max(1, round(int(limit) / int(period))))
     return cores
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take: of the machine, and of the cgroup that it is in."""
+    free, cgroup = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return free
 
 
 @cache

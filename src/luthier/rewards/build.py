@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from luthier.config.schema import NamedPart
+    from luthier.config.rollout import NamedPart
     from luthier.core.protocols import Environment
     from luthier.core.types import Example
 

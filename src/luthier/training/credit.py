@@ -16,7 +16,7 @@ from luthier.core.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from luthier.config.schema import RolloutConfig
+    from luthier.config.rollout import RolloutConfig
     from luthier.core.protocols import RolloutObjective
     from luthier.core.types import Segment
     from luthier.training.episodes import Episode, Group

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Mapping, Sequence
 
-    from luthier.config.schema import RolloutConfig
+    from luthier.config.rollout import RolloutConfig
     from luthier.core.protocols import RolloutObjective
     from luthier.training.episodes import Group
 

@@ -13,7 +13,7 @@ from luthier.core.errors import ConfigError, DependencyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from luthier.config.schema import TrainConfig
+    from luthier.config.training import TrainConfig
     from luthier.core.protocols import Objective, Tuning
 
 USUAL_WIDTH = 2000

@@ -28,7 +28,7 @@ from luthier.training.samples import write_groups
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from luthier.config.schema import RolloutConfig
+    from luthier.config.rollout import RolloutConfig
     from luthier.core.batch import PackedBatch
     from luthier.core.protocols import Engine, Environment, RolloutObjective
     from luthier.data.prompts import PromptOrder, PromptRow

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from luthier.config.schema import TrainConfig
+    from luthier.config.training import TrainConfig
     from luthier.core.batch import PackedBatch, Scores
     from luthier.core.protocols import Objective
     from luthier.data.loader import Loader, MapLoader, Window

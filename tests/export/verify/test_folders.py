@@ -53,6 +53,15 @@ def test_a_good_folder(dtype: str, source: Source, written: Callable[[str], Path
     assert red(verify_file(written(dtype))) == set()
 
 
+def test_a_folder_larger_than_memory(
+    source: Source, written: Callable[[str], Path], logits_of: LogitsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.export.verify.reference.free_memory", lambda: 1000)
+    report = verify_merged(written("float16"), logits_of=logits_of, source=source)
+    assert not red(report)
+    assert [check.name for check in report.not_done] == ["reload"]
+
+
 def _in_file(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)

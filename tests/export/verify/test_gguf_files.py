@@ -271,6 +271,17 @@ def test_a_change_too_small_to_see(source: Source, tmp_path: Path) -> None:
     assert check_moved(read_container(file), planned(after), planned(source)).passed is None
 
 
+def test_a_model_larger_than_memory(source: Source, file_of: FileOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs the model in memory is not done and says so; the file's own checks are."""
+    monkeypatch.setattr("luthier.export.verify.reference.free_memory", lambda: 1000)
+    report = verify_gguf(file_of("f16"), source)
+    assert {check.name for check in report.not_done} >= {"greedy answers", "distance", "stopping"}
+    assert not red(report)
+    distance = next(check for check in report.checks if check.name == "distance")
+    assert "in float32 takes" in distance.found
+    assert "1e-06 GB are free" in distance.found
+
+
 def test_an_adapter_that_changes_nothing(source: Source, file_of: FileOf) -> None:
     check = check_moved(read_container(file_of("f32")), planned(source), planned(source))
     assert check.passed is False

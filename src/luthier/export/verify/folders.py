@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.log import printable
+from luthier.export.verify.reference import require_memory
 from luthier.export.verify.report import Check, Report, guarded, not_done
 from luthier.export.verify.shards import check_files, check_weights
 from luthier.export.verify.tokens import encode
@@ -98,6 +99,7 @@ def check_reload(folder: Path, source: Source, logits_of: LogitsOf | None) -> Ch
     import transformers
     from transformers.utils.logging import disable_progress_bar
 
+    require_memory(source)
     kind = "AutoModelForSequenceClassification" if says_reward(source.facts) else "AutoModelForCausalLM"
     stored = _stored_dtype(folder)
     allowed = LIMITS.get(stored, 0.5)

@@ -187,7 +187,10 @@ def _decoded(path: Path, source: Source, rows: list[Row], form: str, base: Sourc
     if not rows:
         checks += [not_done(name, "llama.cpp gave no answers") for name in names]
     else:
-        found = _compared(path, source, rows, form, base)
+        try:
+            found = _compared(path, source, rows, form, base)
+        except MemoryError as error:
+            found = {name: not_done(name, str(error)) for name in names}
         checks += [found.get(name) or not_done(name, "nothing to compare") for name in names]
     ids, tokenizer = stop_ids(source), source.tokenizer
     checks.append(guarded("stop ids", "", lambda: _stop_ids(path, ids, tokenizer.convert_ids_to_tokens)))
@@ -203,6 +206,7 @@ def _compared(path: Path, source: Source, rows: list[Row], form: str, base: Sour
     answer(reference, rows, ends, form)
     control = [token.content for token in source.tokenizer.added_tokens_decoder.values() if token.special]
     fault = _measure(path, reference, rows, gap)
+    del reference  # that of the base takes as much
     return {
         "greedy answers": guarded("greedy answers", "", lambda: check_greedy(rows, form)),
         "stopping": guarded("stopping", "", lambda: check_stopping(rows, ends, control, form)),

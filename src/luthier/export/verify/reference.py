@@ -5,6 +5,7 @@ Shapes: N positions, V vocabulary.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from luthier.core.types import Sampling
 from luthier.engines.hf import HfEngine
+from luthier.kernels.cpu import free_memory
 from luthier.models.device import Placement
 from luthier.models.quantized_files import Stored
 from luthier.models.quantized_load import load
@@ -22,10 +24,21 @@ if TYPE_CHECKING:
     from luthier.export.source import Source
 
 
+def require_memory(source: Source) -> None:
+    """Raise MemoryError where the model in float32 does not fit into the memory that is free."""
+    needed, free = 4 * sum(prod(weight.shape) for weight in source.weights.values()), free_memory()
+    if needed > free:
+        raise MemoryError(f"the model in float32 takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
+
+
 class Reference:
-    """A model of transformers in float32. Holds its weights once: they are read one at a time into their places."""
+    """A model of transformers in float32. Holds its weights once: they are read one at a time into their places.
+
+    Raises MemoryError where they do not fit.
+    """
 
     def __init__(self, source: Source) -> None:
+        require_memory(source)
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()

@@ -72,10 +72,10 @@ def not_done(name: str, reason: str, limit: str = "") -> Check:
 
 
 def guarded(name: str, limit: str, check: Callable[[], Check]) -> Check:
-    """Make a check; a missing package makes it "not done", and whatever else breaks it is its failure."""
+    """Make a check; a missing package or too little memory makes it "not done"; what else breaks it is its failure."""
     try:
         return check()
-    except DependencyError as error:
+    except (DependencyError, MemoryError) as error:
         return not_done(name, str(error), limit)
     except Exception as error:  # noqa: BLE001  a damaged file may break any library in any way
         return Check(name, False, f"broke off with {type(error).__name__}: {first_line(error)}", limit)
