@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from luthier.config.schema import Bytes, Positive
+from luthier.config.values import Bytes, Positive
 from luthier.core.errors import DataError
 from luthier.core.registry import REWARDS
 from luthier.rewards.sandbox import Limits, Ran, run_program, run_tests
