@@ -86,3 +86,14 @@ def test_what_is_wrong_is_found(damage: str, tmp_path: Path) -> None:
     assert changed != text
     file.write_text(changed, encoding="utf-8")
     assert verify_ollama(tmp_path, source).failed
+
+
+def test_no_comment_excuses_a_wrong_turn(tmp_path: Path) -> None:
+    source, _ = write(tokenizer_for("chatml"), tmp_path)
+    file = tmp_path / MODELFILE
+    broken = file.read_text(encoding="utf-8").replace("<|im_end|>", "<|im_start|>")
+    template = read_modelfile(broken).value("template")
+    assert template is not None
+    faults = compare(template, Chats(source.tokenizer))
+    file.write_text(broken + "".join(f"# {' '.join(fault.split())}\n" for fault in faults.values()), encoding="utf-8")
+    assert verify_ollama(tmp_path, source).failed

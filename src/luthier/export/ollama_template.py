@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _S, _T, _U, _A = "qSYSq", "qTHTq", tuple(f"qUSR{i}q" for i in range(3)), tuple(f"qANS{i}q" for i in range(2))
-_MUST = ("one turn", "many turns")
+MUST = ("one turn", "many turns")
 """Without these there is nothing to chat with."""
 
 
@@ -75,7 +75,7 @@ def go_template(tokenizer: Any) -> GoTemplate:
     parts = _ask(chats)
     text = _written(parts)
     faults = compare(text, chats)
-    for case in _MUST:
+    for case in MUST:
         if case in faults:
             raise _refusal(f"{case}: {faults[case]}")
     sentences = [_sentence(case, fault) for case, fault in faults.items()]
