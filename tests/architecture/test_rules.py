@@ -21,7 +21,8 @@ LAYERS = [
     {"training", "export", "evaluation"},
     {"workflows"},
     {"server"},
-    {"api", "cli"},
+    {"api", "cli", "facade"},
+    {"chat_templates"},
 ]
 """A module imports its own package or a strictly lower layer; shelves never import each other."""
 

@@ -1,0 +1,1 @@
+"""Names that scripts for other fine-tuning libraries use, translated to what luthier does."""

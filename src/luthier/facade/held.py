@@ -1,0 +1,53 @@
+"""What is known about a model beyond its tensors: what was asked for, where its files are, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.anatomy import plain_model
+
+if TYPE_CHECKING:
+    from luthier.config.schema import ModelConfig
+    from luthier.models.load import ModelFiles
+
+_HELD = "_luthier_held"
+
+
+@dataclass(slots=True)
+class Held:
+    """What a model was made from."""
+
+    asked: str
+    """The name as it was given."""
+    files: ModelFiles
+    model: ModelConfig
+    """Settings that load it again in the same way."""
+    tokenizer: Any
+    max_seq_length: int
+    full_finetuning: bool = False
+    checkpointing: bool | None = None
+    """Whether activations shall be computed again in the backward pass; None leaves it to us."""
+    config_changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Entries of config.json that are other than in `files`: rotary scaling for longer rows."""
+    adapter_arguments: dict[str, Any] | None = None
+    """What get_peft_model was given."""
+    engine: Any = None
+    """What answers `fast_generate`, once it was asked."""
+
+
+def hold(model: Any, held: Held) -> None:
+    """Keep `held` with a model; adapters that are put around it later do not hide it."""
+    setattr(plain_model(model), _HELD, held)
+
+
+def held_of(model: Any) -> Held:
+    """Return what `hold` kept. Raises TypeError for a model that FastLanguageModel did not make."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    found = getattr(unwrap() if unwrap is not None else model, _HELD, None)
+    if not isinstance(found, Held):
+        raise TypeError(
+            f"a {type(model).__name__} is no model that FastLanguageModel.from_pretrained returned; "
+            "load it with that, and pass the first of the two things that it returns"
+        )
+    return found
