@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from luthier.config.schema import ModelConfig
 from luthier.core.anatomy import plain_model
-
-if TYPE_CHECKING:
-    from luthier.config.schema import ModelConfig
-    from luthier.models.load import ModelFiles
+from luthier.models.load import ModelFiles
 
 _HELD = "_luthier_held"
 
