@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.common import AsJson, Source, model_config
+from luthier.cli.common import AsJson, Source, is_setting, model_config
 
 if TYPE_CHECKING:
     from luthier.workflows.evaluate import Comparison
-
-_SETTING = re.compile(r"(--)?[A-Za-z_][\w.]*=")
 
 
 def evaluate(
@@ -29,9 +26,9 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, each run beside the model that it was made from, in one table."""
     given = more or []
-    sources = [source, *(each for each in given if not is_setting(each))]
-    overrides = _overrides([each for each in given if is_setting(each)])
-    configs = [model_config(each, overrides) for each in sources]
+    sources = [each for each in (source, *given) if not is_setting(each)]
+    overrides = _overrides([each for each in (source, *given) if is_setting(each)])
+    configs = [model_config(each, overrides) for each in sources or [None]]
     from luthier.cli import show
     from luthier.evaluation import table
     from luthier.workflows.evaluate import evaluate_all
@@ -44,15 +41,6 @@ def evaluate(
     notes = dict.fromkeys(note for evaluation in found.evaluations for note in evaluation.notes)
     for line in [*notes, *(f"written: {folder}" for folder in found.folders)]:
         print(f"\n{line}")
-
-
-def is_setting(text: str) -> bool:
-    """Tell whether an argument is key=value and not the name of a model.
-
-    >>> is_setting("max_new_tokens=5"), is_setting("runs/lr=1e-3"), is_setting("runs/a")
-    (True, False, False)
-    """
-    return _SETTING.match(text) is not None and not Path(text).expanduser().exists()
 
 
 def _overrides(settings: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.common import AsJson, Overrides, model_config
+from luthier.cli.common import AsJson, Overrides, is_setting, model_config
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ def export(
     given = {"export_format": format, "export_dtype": dtype, "export_quantize": quantize and f"[{quantize}]",
              "export_dir": out, "export_verify": "false" if no_verify else None}  # fmt: skip
     options = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    if source is not None and "=" in source and not Path(source).exists():
+    if (
+        source is not None
+        and is_setting(source)
+        and not any("model_name_or_path=" in each for each in (source, *options))
+    ):
         raise ConfigError(f"the model comes first: luthier export MODEL {source}", code="config_missing")
     if verify_only is not None:
         _verify(verify_only, source, options, as_json=json)

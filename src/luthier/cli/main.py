@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.arguments import translate
 from luthier.cli.chat import chat
 from luthier.cli.common import AsJson, File, Overrides
+from luthier.cli.common import load as _load
 from luthier.cli.data import data_app
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
@@ -159,6 +161,14 @@ def doctor(
 
 
 @app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as version_of
+
+    print(version_of("luthier"))
+
+
+@app.command()
 def explain(
     key: Annotated[str, typer.Argument(help="Setting, section, objective or tuning.")] = "",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead.")] = False,
@@ -186,19 +196,15 @@ def explain(
     print("\n".join(lines).strip())
 
 
-def _load(file: str, overrides: list[str]) -> Loaded:
-    from luthier.config.load import load_config
-
-    return load_config(file, overrides)
-
-
 def main() -> None:
     """Run the command line; errors meant for people are printed without a traceback."""
     setup(os.environ.get("LUTHIER_LOG_LEVEL", "INFO"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_before_training)
     try:
-        app()
+        commands: Any = typer.main.get_command(app)
+        own = {name: _options(command) for name, command in commands.commands.items()}
+        commands(args=translate(sys.argv[1:], own, os.environ))
     except LuthierError as error:
         code = _report(str(error), error.code, error.exit_code, error)
     except BrokenPipeError:
@@ -210,6 +216,11 @@ def main() -> None:
             raise
         code = _report(_out_of_memory(error) if kind == "out_of_memory" else str(error), kind, 1, error)
     sys.exit(code)
+
+
+def _options(command: Any) -> frozenset[str]:
+    names = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    return frozenset({*names, "--help"})
 
 
 def _stop_before_training(number: int, _frame: object) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,9 +89,17 @@ def read_yaml(path: Path) -> Tree:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); convert it with iconv", code="config") from error
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(_json_as_yaml(text) if path.suffix == ".json" else text, str(path))
     tree.folder = path.parent
     return tree
+
+
+_PAIR_OF_ESCAPES = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+
+def _json_as_yaml(text: str) -> str:
+    """Return JSON without what YAML reads differently: tabs between values, and characters as pairs of escapes."""
+    return _PAIR_OF_ESCAPES.sub(lambda pair: json.loads(f'"{pair[0]}"'), text.replace("\t", " "))
 
 
 def parse_yaml(text: str, source: str) -> Tree:
