@@ -102,17 +102,18 @@ def list_data(
 
     from luthier.cli import show
     from luthier.core.errors import DataError
-    from luthier.data.sources import READERS, registry_of
+    from luthier.data.registry_file import REGISTRY_FILE, open_shelf
+    from luthier.data.sources import READERS
 
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is no folder", code="data_missing")
     named = [(name, entry.get("file_name") or entry.get("hf_hub_url"), entry.get("formatting", "alpaca"))
-             for name, entry in registry_of(folder).items()]  # fmt: skip
+             for name, entry in open_shelf(folder).entries.items()]  # fmt: skip
     files = [
         (p.name, p.name, "by path")
         for p in sorted(root.iterdir())
-        if p.suffix in READERS and p.name != "dataset_info.json"
+        if p.suffix in READERS and p.name != REGISTRY_FILE
     ]
     if json:
         show.as_json(datasets=[dict(zip(("name", "source", "format"), row, strict=True)) for row in [*named, *files]])

@@ -51,6 +51,43 @@ RULES: tuple[Rule, ...] = (
         "streaming: true needs max_steps, because the number of rows is not known beforehand",
     ),
     (
+        lambda c: c.data.streaming and c.data.tokenized_path is not None,
+        "streaming: true tokenizes rows while training, but tokenized_path keeps tokenized rows; leave one of them out",
+    ),
+    (
+        lambda c: c.data.tokenized_path is not None and _rolls_out(c),
+        "tokenized_path is for rows; prompts are tokenized in moments",
+    ),
+    (
+        lambda c: c.data.eval_on_each_dataset and not c.data.eval_dataset,
+        "eval_on_each_dataset: true needs eval_dataset: the names of the data sets to evaluate on",
+    ),
+    (
+        lambda c: c.data.eval_on_each_dataset and _rolls_out(c),
+        "eval_on_each_dataset is for rows; answers to held-out prompts are graded together",
+    ),
+    (
+        lambda c: c.model.rope_length > 0 and c.model.rope_scaling == "none",
+        "rope_length needs rope_scaling: linear, dynamic, yarn or llama3",
+    ),
+    (
+        lambda c: c.model.train_from_scratch and not isinstance(c.tuning, TUNINGS.get("full")),
+        "train_from_scratch: true needs finetuning_type: full, because what lies on random weights fits no others",
+    ),
+    (
+        lambda c: c.model.train_from_scratch and c.model.quantization != "none",
+        "train_from_scratch: true and quantization contradict each other: quantized weights do not learn",
+    ),
+    (
+        lambda c: c.model.train_from_scratch and bool(c.model.adapter_name_or_path),
+        "train_from_scratch: true and adapter_name_or_path contradict each other: an adapter fits the weights that it "
+        "was trained on",
+    ),
+    (
+        lambda c: c.model.train_from_scratch and c.objective.rows not in ("text", "answer"),
+        "train_from_scratch: true needs stage: pt or sft: a model of random weights has no answers to compare",
+    ),
+    (
         lambda c: c.data.streaming and c.data.val_size > 0,
         "val_size cannot be split off a stream; name an eval_dataset instead",
     ),
@@ -97,7 +134,7 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         lambda c: bool(c.data.interleave_probs) and c.data.mix_strategy == "concat",
-        "interleave_probs needs mix_strategy: interleave_under or interleave_over",
+        "interleave_probs needs mix_strategy: interleave_under, interleave_over or interleave_once",
     ),
     (
         lambda c: bool(c.data.interleave_probs) and len(c.data.interleave_probs) != len(c.data.dataset),

@@ -47,6 +47,8 @@ RENAMED: dict[str, str] = {
     "quantization_method": "model.quantization_backend",
     "resume_from_checkpoint": "train.resume",
     "evaluation_strategy": "train.eval_strategy",
+    "do_sample": "generate.do_sample",
+    "batch_size": "evaluate.predict_batch_size",
 }
 """Flat key -> dotted key of ours."""
 
@@ -63,6 +65,8 @@ VALUES: dict[str, dict[Any, Any]] = {
     "model.kernels": {False: "off"},
     "model.quantization_backend": {"bnb": "bitsandbytes"},
     "data.max_samples": {None: 0},
+    "data.enable_thinking": {None: "none"},
+    "model.rope_scaling": {None: "none"},
     "tuning.pissa_iterations": {-1: 0},
     "tuning.name": {
         "adapter": "bottleneck",
@@ -92,13 +96,16 @@ IGNORED: dict[str, str] = {
     "cache_dir": "set HF_HOME or LUTHIER_CACHE instead",
     "offload_folder": "weights are always memory-mapped",
     "data_shared_file_system": "every rank reads the same cache",
-    "infer_backend": "luthier's own engine is used",
+    "infer_backend": "our decoder answers; engine: vllm takes vLLM where it is installed",
+    "max_length": "max_new_tokens bounds an answer, as it does there where both are known",
+    "length_penalty": "only beam search reads it",
+    "export_device": "tensors are merged one at a time where they lie",
+    "export_quantization_dataset": "only export_quantization_bit reads it",
+    "export_quantization_nsamples": "only export_quantization_bit reads it",
+    "export_quantization_maxlen": "only export_quantization_bit reads it",
+    "download_mode": "benchmarks are read from files",
     "trust_remote_code": "this model's code comes with transformers; code in the model folder needs allow_remote_code",
     "neat_packing": "packed rows never see each other",
-    "do_train": "the command says what is done",
-    "do_eval": "the command says what is done",
-    "do_predict": "the command says what is done",
-    "predict_with_generate": "`luthier evaluate` answers held-out rows whenever they have answers",
     "save_dir": "results go into the run directory, or where --out says",
     "compute_accuracy": "`luthier evaluate` grades answers by eval_metrics",
     "disable_gradient_checkpointing": "it is off unless gradient_checkpointing is set",
@@ -117,13 +124,38 @@ IGNORED: dict[str, str] = {
 }
 """Key -> why leaving it out changes nothing."""
 
+_VLLM = "engine: vllm answers with vLLM where it is installed; vllm_memory_fraction is its share of the GPU"
+_SGLANG = "there is no such engine here; leave it out: our decoder answers"
+_MULTIMODAL = "it is for pictures, films and sounds; rows and models with those are refused"
+IGNORED |= dict.fromkeys(
+    (
+        *(f"image_{key}" for key in ("max_pixels", "min_pixels", "do_pan_and_scan")),
+        *(f"video_{key}" for key in ("max_pixels", "min_pixels", "fps", "maxlen")),
+        *("audio_sampling_rate", "use_audio_in_video", "crop_to_patches", "media_dir"),
+        *("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"),
+    ),
+    _MULTIMODAL,
+)
+
 REFUSED: dict[str, str] = {
     "deepspeed": "start with `accelerate launch --use_deepspeed -m luthier train FILE` instead",
     "fsdp": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "shift_attn": "it changes the mathematics of attention and no model is served that way",
     "mixture_of_depths": "it changes the architecture and no engine serves the result",
-    "export_quantization_bit": "quantized exports are not part of this version",
+    "export_quantization_bit": "quantized files are GGUF here: export_format: gguf with export_quantize: q4_k_m",
+    "export_legacy_format": "`.bin` files are pickles, which run code when they are read; safetensors are written",
+    "export_hub_model_id": "look at the folder first, then upload it: `hf upload NAME FOLDER`",
+    "vllm_config": _VLLM,
+    "vllm_enforce_eager": _VLLM,
+    "vllm_gpu_util": _VLLM,
+    "vllm_max_lora_rank": _VLLM,
+    "vllm_maxlen": _VLLM,
+    "sglang_config": _SGLANG,
+    "sglang_lora_backend": _SGLANG,
+    "sglang_maxlen": _SGLANG,
+    "sglang_mem_fraction": _SGLANG,
+    "sglang_tp_size": _SGLANG,
     "fp8": "needs hardware that this version does not use",
     "ld_alpha": "all tokens of both answers count alike",
     "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
@@ -132,11 +164,14 @@ REFUSED: dict[str, str] = {
     "reward_model_quantization_bit": "the reward model is loaded like the model",
     "ref_model_adapters": "name the adapter's folder as ref_model; its base is found through it",
     "ref_model_quantization_bit": "the reference is loaded like the model",
-    "image_max_pixels": "luthier trains text models",
-    "video_max_pixels": "luthier trains text models",
-    "media_dir": "luthier trains text models",
 }
 """Key -> reason and what to do."""
+
+ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_beams": ((1,), "answers grow one token at a time, without beams"),
+    "skip_special_tokens": ((True,), "answers are text without special tokens"),
+}
+"""Key -> the values that ask for what is done anyway, and why others are refused."""
 
 SWITCHES: dict[str, tuple[str, Any]] = {
     "bf16": ("model.dtype", "bfloat16"),
@@ -152,6 +187,7 @@ SWITCHES: dict[str, tuple[str, Any]] = {
 WORDS: dict[str, tuple[Any, ...]] = {
     "model.quantization_bit": (4, 8),
     "model.quantization_type": ("nf4", "fp4"),
+    "generate.do_sample": (True, False),
 }
 """Dotted keys that no section has, and their values: they only count in PRESETS."""
 
@@ -161,6 +197,7 @@ PRESETS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"model.quantization_bit": 8}, {"model.quantization": "int8"}),
     ({"tuning.name": "qlora", "model.quantization_type": "fp4"}, {"model.quantization": "fp4"}),
     ({"tuning.name": "qlora"}, {"model.quantization": "nf4"}),
+    ({"generate.do_sample": True}, {"generate.temperature": 0.95, "generate.top_p": 0.7, "generate.top_k": 50}),
 )
 """What is written -> what it sets where that is not set by name. The first that holds goes first."""
 
@@ -168,13 +205,17 @@ MEANS: dict[str, dict[Any, Any]] = {"tuning.name": {"qlora": "lora"}}
 """Dotted key -> a word for several settings (PRESETS) -> what it is for this one."""
 
 
-BECOMES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
-    ({"objective.name": "dpo", "objective.loss": loss}, {"objective.name": name})
-    for loss, name in (("orpo", "orpo"), ("simpo", "simpo"), ("kto_pair", "kto"))
+_LOSSES = {"orpo": "orpo", "simpo": "simpo", "kto_pair": "kto"}
+BECOMES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    *(({"objective.name": "dpo", "objective.loss": loss}, {"objective.name": name}) for loss, name in _LOSSES.items()),
+    ({"generate.do_sample": False}, {"generate.temperature": 0.0}),
 )
 """What is written -> what it stands for instead."""
 
 
-def accepts_anyway(key: str, value: object) -> bool:
-    """Tell whether a refused key carries a value that asks for nothing."""
-    return key in REFUSED and (value is None or value is False or value == 0)
+def refusal(key: str, value: object) -> str | None:
+    """Return why a key may not have this value; None where the value asks for nothing, or the key is not known."""
+    if key in ONLY:
+        accepted, reason = ONLY[key]
+        return None if value is None or value in accepted else reason
+    return None if value is None or value is False or value == 0 else REFUSED.get(key)

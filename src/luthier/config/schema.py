@@ -34,6 +34,19 @@ class ModelConfig:
     """Model, adapter or run that objectives compare with; none means the model as it was before this run."""
     model_revision: str = "main"
     """Hub branch, tag or commit."""
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
+    """Stretch rotary positions to sequences of `rope_length` tokens: linear (arXiv:2306.15595), dynamic NTK, yarn
+    (arXiv:2309.00071), or Llama 3's way."""
+    rope_length: Annotated[int, Field(ge=0)] = 0
+    """Longest sequence that rope_scaling makes room for; 0 takes cutoff_len."""
+    add_tokens: Names = ()
+    """Ordinary tokens to add to the vocabulary, separated by commas."""
+    add_special_tokens: Names = ()
+    """Special tokens to add; answers are shown without them, and where a message spells one it is the token."""
+    resize_vocab: bool = False
+    """Add the special tokens that the named template needs and the tokenizer lacks."""
+    train_from_scratch: bool = False
+    """Begin with random weights instead of the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of frozen weights and activations; auto takes what is fast here and says so."""
     quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
@@ -68,8 +81,9 @@ class DataConfig:
     """Names in dataset_info.json or files (json, jsonl, csv, parquet, txt), separated by commas."""
     eval_dataset: Names = ()
     """Rows to evaluate on, named like `dataset`."""
-    dataset_dir: str = "data"
-    """Folder with dataset_info.json; REMOTE:name reads it from a hub data set."""
+    dataset_dir: str | dict[str, Any] = "data"
+    """Folder with dataset_info.json, a file like it, or its entries; REMOTE:name reads it from a hub data set, and with
+    ONLINE every name is one."""
     formatting: str = "auto"
     """Row format of files given by path: auto, or a name on the format shelf (alpaca, sharegpt, openai, text)."""
     columns: dict[str, str] = field(default_factory=dict[str, str])
@@ -82,8 +96,15 @@ class DataConfig:
     """Chat template by name; none uses the tokenizer's own."""
     default_system: str | None = None
     """System text for rows that have none."""
-    enable_thinking: bool | None = None
-    """Passed to chat templates that know it."""
+    tool_format: str | None = None
+    """How tools are described and called, instead of the way of the template that `template` names."""
+    enable_thinking: bool | Literal["auto", "none"] = "auto"
+    """Empty thoughts before answers without one: learned (true), part of the prompt (false), none of them (none); auto
+    leaves it to the template."""
+    preserve_thinking: bool = False
+    """Keep the thoughts of earlier answers in the conversation."""
+    split_special_tokens: bool = True
+    """Special tokens that are spelled inside messages stay text; false makes them the tokens."""
     cutoff_len: Positive = 2048
     """Most tokens of one sequence."""
     too_long: Literal["cut", "skip", "fail"] = "cut"
@@ -98,8 +119,9 @@ class DataConfig:
     """Most rows of each data set; 0 takes all."""
     val_size: Annotated[float, Field(ge=0)] = 0.0
     """Held-out part of `dataset`: a share below 1, a count from 1 on."""
-    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
-    """How several data sets mix: all rows, or draws until the first (under) or the last (over) is used up."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
+    """How several data sets mix: all rows, or draws until the first (under) or the last (over) is used up; once draws
+    each row one time."""
     interleave_probs: Numbers = ()
     """Weight of each data set when interleaving; empty draws evenly."""
     streaming: bool = False
@@ -110,6 +132,12 @@ class DataConfig:
     """Fill each batch up to cutoff_len tokens instead of a fixed number of rows; none means yes for pt only."""
     disable_shuffling: bool = False
     """Keep the rows in their order."""
+    data_seed: int | None = None
+    """Where the order of rows and the split of val_size come from; none takes seed."""
+    eval_on_each_dataset: bool = False
+    """Report eval_<name>_loss for each of several eval_dataset beside the loss of all."""
+    tokenized_path: str | None = None
+    """Folder that keeps the tokenized rows; where it is there already, they are read from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,6 +85,8 @@ class ChatFormat:
     """Whether blanks around turns, or also around the system text, are removed."""
     needs: tuple[str, ...] = ()
     """Special tokens that the tokenizer must have."""
+    text_end: str = ""
+    """The special token that ends a plain text, where that is not the tokenizer's end."""
     jinja: str = ""
     """File on the shelf with a template written by hand; the strings here are unused then."""
 

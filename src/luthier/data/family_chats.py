@@ -56,11 +56,13 @@ LLAMA3 = ChatFormat(
     results=("", "<|start_header_id|>ipython<|end_header_id|>\n\n{text}<|eot_id|>", ""),
     tools=tools.LLAMA3,
     trim="all",
+    text_end="<|end_of_text|>",
     needs=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 )
 LLAMA4 = replace(
     LLAMA3,
     family="Llama 4",
+    text_end="",
     system="<|header_start|>system<|header_end|>\n\n{text}<|eot|>",
     user="<|header_start|>user<|header_end|>\n\n{text}<|eot|>",
     ask="<|header_start|>assistant<|header_end|>\n\n",

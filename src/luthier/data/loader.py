@@ -117,7 +117,7 @@ class MapLoader:
         return self._interleave(draw)
 
     def _interleave(self, draw: np.random.Generator) -> np.ndarray:
-        """Draw data sets by weight until the first (under) or the last (over) of them was read whole."""
+        """Draw data sets by weight until the first (under) or the last (over, once) of them was read whole."""
         sources = self.units.source_index[self.rows]
         pools = [self.rows[sources == index] for index in range(int(sources.max()) + 1)]
         weights = np.asarray(self.probabilities or [1.0] * len(pools), dtype=np.float64)
@@ -133,6 +133,9 @@ class MapLoader:
                 used[source], done[source] = True, 0
                 if self.mix == "interleave_under" or used.all():
                     return np.asarray(taken)
+                if self.mix == "interleave_once":
+                    weights[source] = 0.0
+                    continue
                 orders[source] = draw.permutation(pools[source]) if self.shuffle else pools[source]
 
     def plan(self, epoch: int) -> list[list[list[int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -236,12 +237,42 @@ def _tokenize(sources: list[Source], preparer: Preparer) -> tuple[UnitStore, Aud
     return store, report
 
 
-def stream_units(names: tuple[str, ...], preparer: Preparer) -> Callable[[], Iterator[tuple[Row, Source]]]:
-    """Return a function that starts reading the rows of all data sets from the beginning, one after the other."""
+def stream_units(
+    names: tuple[str, ...], preparer: Preparer, seed: int = 0
+) -> Callable[[], Iterator[tuple[Row, Source]]]:
+    """Return a function that starts reading the rows of all data sets from the beginning, mixed as the settings say."""
     sources = find_sources(names, preparer.config)
     check_cutoff(preparer)
     check_kind(sources, preparer.kind)
-    return lambda: ((row, source) for source in sources for row in read_rows(source))
+    if preparer.config.mix_strategy == "concat":
+        return lambda: ((row, source) for source in sources for row in read_rows(source))
+    return lambda: _interleaved(sources, preparer.config, seed)
+
+
+def _interleaved(sources: list[Source], config: DataConfig, seed: int) -> Iterator[tuple[Row, Source]]:
+    """Yield rows of sources drawn by weight, until the first (under) or the last of them (over, once) is used up."""
+    draw = random.Random(seed)
+    weights = list(config.interleave_probs or [1.0] * len(sources))
+    left = {index for index, weight in enumerate(weights) if weight > 0}
+    streams = [read_rows(source) for source in sources]
+    waiting = [next(stream, None) for stream in streams]
+    while left:
+        (index,) = draw.choices(range(len(sources)), weights)
+        row = waiting[index]
+        if row is None:
+            raise DataError(f"data set {sources[index].name!r} is empty", code="data_empty")
+        yield row, sources[index]
+        waiting[index] = next(streams[index], None)
+        if waiting[index] is not None:
+            continue
+        left.discard(index)
+        if config.mix_strategy == "interleave_under":
+            return
+        if config.mix_strategy == "interleave_once":
+            weights[index] = 0.0
+            continue
+        streams[index] = read_rows(sources[index])
+        waiting[index] = next(streams[index], None)
 
 
 def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
@@ -252,7 +283,8 @@ def _cache_file(sources: list[Source], preparer: Preparer) -> Path | None:
     settings = (
         preparer.answer_room, config.cutoff_len, config.too_long, config.max_samples, preparer.kind, preparer.reads_end,
         preparer.template.train_on_prompt, preparer.template.mask_history, preparer.template.default_system,
-        preparer.template.options,
+        preparer.template.options, preparer.template.spelled and sorted(preparer.template.spelled),
+        preparer.template.text_end,
     )  # fmt: skip
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings, tokenizer.chat_template], default=str).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError
 from luthier.core.findings import RowError, words
 from luthier.core.registry import FORMATS, PAIR_FORMATS, PROMPT_FORMATS
-from luthier.data.sources import REGISTRY_FILE, Row, Source, read_rows
+from luthier.data.registry_file import REGISTRY_FILE
+from luthier.data.sources import Row, Source, read_rows
 from luthier.data.turns import missing
 
 if TYPE_CHECKING:

@@ -18,27 +18,10 @@ from luthier.core.errors import DataError
 from luthier.core.findings import Finding
 from luthier.core.log import printable
 from luthier.core.registry import did_you_mean
+from luthier.data.registry_file import ONLINE, Shelf, check_entry, open_shelf
 
 if TYPE_CHECKING:
     from luthier.config.schema import DataConfig
-
-REGISTRY_FILE = "dataset_info.json"
-_KNOWN_KEYS = [
-    "file_name",
-    "hf_hub_url",
-    "ms_hub_url",
-    "om_hub_url",
-    "script_url",
-    "cloud_file_name",
-    "formatting",
-    "ranking",
-    "subset",
-    "split",
-    "folder",
-    "num_samples",
-    "columns",
-    "tags",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +33,8 @@ class Source:
     hub: str | None = None
     subset: str | None = None
     split: str = "train"
+    folder: str | None = None
+    """Folder inside the hub data set."""
     formatting: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -69,10 +54,12 @@ class Row:
 
 def find_sources(names: tuple[str, ...], config: DataConfig) -> list[Source]:
     """Resolve names in dataset_info.json and paths. Raises DataError listing every name that is neither."""
-    registry, problems, sources = registry_of(config.dataset_dir), [], []
+    if config.dataset_dir == ONLINE:
+        return [Source(name=name, hub=name, **_as_set(config)) for name in names]
+    shelf, problems, sources = open_shelf(config.dataset_dir), [], []
     for name in names:
         try:
-            sources.append(_find(name, config, registry))
+            sources.append(_find(name, config, shelf))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -80,52 +67,34 @@ def find_sources(names: tuple[str, ...], config: DataConfig) -> list[Source]:
     return sources
 
 
-def registry_of(folder: str) -> dict[str, Any]:
-    """Return the entries of dataset_info.json in `folder`; none when there is no such file."""
-    path = Path(folder).expanduser() / REGISTRY_FILE
-    if folder.startswith("REMOTE:"):
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(folder.removeprefix("REMOTE:"), REGISTRY_FILE, repo_type="dataset"))
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+def _as_set(config: DataConfig) -> dict[str, Any]:
+    """Return how rows are read that no entry describes."""
+    return {
+        "formatting": config.formatting,
+        "columns": config.columns,
+        "tags": config.tags,
+        "ranking": config.pairs,
+        "max_rows": config.max_samples,
+    }
 
 
-def _find(name: str, config: DataConfig, registry: Mapping[str, Any]) -> Source:
-    if name in registry:
-        return _from_entry(name, registry[name], config)
+def _find(name: str, config: DataConfig, shelf: Shelf) -> Source:
+    if name in shelf.entries:
+        return _from_entry(name, shelf.entries[name], config, shelf)
     path = Path(name).expanduser()
-    for candidate in (path, Path(config.dataset_dir) / name):
+    for candidate in (path, shelf.folder / name):
         if candidate.exists() and (candidate.suffix or candidate.is_dir()):
-            return Source(
-                name=name,
-                path=candidate,
-                formatting=config.formatting,
-                columns=config.columns,
-                tags=config.tags,
-                ranking=config.pairs,
-                max_rows=config.max_samples,
-            )
-    here = sorted(registry) + (sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
-    where = f"nor a name in {Path(config.dataset_dir) / REGISTRY_FILE}"
+            return Source(name=name, path=candidate, **_as_set(config))
+    here = sorted(shelf.entries) + (sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
     raise DataError(
-        f"data set {printable(name)} is neither a file ({path.absolute()}) {where}{did_you_mean(name, here)}"
+        f"data set {printable(name)} is neither a file ({path.absolute()}) nor a name in {shelf.where}"
+        f"{did_you_mean(name, here)}"
     )
 
 
-def _from_entry(name: str, entry: Any, config: DataConfig) -> Source:
-    where = f"{Path(config.dataset_dir) / REGISTRY_FILE}: entry {name!r}"
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object, found {printable(entry)}")
-    unknown = [key for key in entry if key not in _KNOWN_KEYS]
-    if unknown:
-        raise DataError(f"{where}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], _KNOWN_KEYS)}")
-    if not isinstance(entry.get("ranking", False), bool):
-        raise DataError(f"{where}: ranking: expected true or false, found {printable(entry['ranking'])}")
+def _from_entry(name: str, entry: Any, config: DataConfig, shelf: Shelf) -> Source:
+    where = f"{shelf.where}: entry {name!r}"
+    check_entry(entry, where)
     common: dict[str, Any] = {
         "name": name,
         "formatting": entry.get("formatting", "alpaca"),
@@ -134,11 +103,10 @@ def _from_entry(name: str, entry: Any, config: DataConfig) -> Source:
         "ranking": entry.get("ranking", False),
         "max_rows": min(filter(None, (config.max_samples, entry.get("num_samples", 0))), default=0),
     }
+    parts = {"subset": entry.get("subset"), "split": entry.get("split", "train"), "folder": entry.get("folder")}
     if entry.get("hf_hub_url"):
-        return Source(hub=entry["hf_hub_url"], subset=entry.get("subset"), split=entry.get("split", "train"), **common)
-    if not entry.get("file_name"):
-        raise DataError(f"{where}: needs file_name or hf_hub_url; other sources are not read")
-    root = Path(config.dataset_dir).resolve()
+        return Source(hub=entry["hf_hub_url"], **parts, **common)
+    root = shelf.folder.resolve()
     path = (root / entry["file_name"]).resolve()
     if not path.is_relative_to(root):
         raise DataError(f"{where}: {path} lies outside {root}; give the file by its path as `dataset` instead")
@@ -161,7 +129,9 @@ def _hub_rows(source: Source) -> Iterator[Row]:
     import datasets
 
     try:
-        rows: Any = datasets.load_dataset(source.hub or "", source.subset, split=source.split, streaming=True)
+        rows: Any = datasets.load_dataset(
+            source.hub or "", source.subset, data_dir=source.folder, split=source.split, streaming=True
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"hub data set {source.hub!r} cannot be read: {printable(error, 300)}") from error
     for number, row in enumerate(rows, 1):

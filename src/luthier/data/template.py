@@ -53,6 +53,10 @@ class ChatTemplate:
     default_system: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Variables for the template, such as enable_thinking."""
+    spelled: frozenset[str] | None = frozenset()
+    """Special tokens that become tokens where a message spells them; None for all of them."""
+    text_end: str | None = None
+    """What ends a plain text, where that is not the tokenizer's end token."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -65,6 +69,11 @@ class ChatTemplate:
         """Text -> id of tokens that steer the model and must not be typed by users."""
         added = self.tokenizer.added_tokens_decoder
         return {token.content: i for i, token in added.items() if token.special and token.content.strip()}
+
+    @cached_property
+    def _typed(self) -> tuple[str, ...]:
+        """The control tokens that stay text where a message spells them."""
+        return () if self.spelled is None else tuple(t for t in self.control_tokens if t not in self.spelled)
 
     def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """Return the ids of a conversation up to where the next answer begins.
@@ -128,9 +137,9 @@ class ChatTemplate:
     def _plain_text(self, example: Example) -> Rendered:
         """Render pretraining text: begin token where the tokenizer has the habit, text, end token. All learned."""
         assert example.text is not None
-        special = tuple(token for token in self.control_tokens if token in example.text)
+        special = tuple(token for token in self._typed if token in example.text)
         ids, _ = self._tokenize(self._split_special(example.text), (), add_special_tokens=True)
-        end = self.tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id if self.text_end is None else self.control_tokens[self.text_end]
         if end is not None and (not ids or ids[-1] != end):
             ids.append(end)
         unit = [Segment(tokens=ids, weight=[1.0] * len(ids), origin=example.origin)]
@@ -148,14 +157,14 @@ class ChatTemplate:
         found: set[str] = set()
 
         def split(text: str) -> str:
-            here = [token for token in self.control_tokens if token in text]
+            here = [token for token in self._typed if token in text]
             found.update(here)
             return self._split_special(text) if here else text
 
         return guard(messages, split), deep(tools, split), tuple(sorted(found))
 
     def _split_special(self, text: str) -> str:
-        for token in self.control_tokens:
+        for token in self._typed:
             if len(token) > 1:
                 text = text.replace(token, token[0] + MARK + token[1:])
         return text

@@ -149,3 +149,22 @@ LFM2 = ToolFormat(
 )
 HARMONY = ToolFormat(name="harmony", call="")
 GEMMA4 = ToolFormat(name="gemma4", call="")
+NAMED: dict[str, ToolFormat] = {
+    form.name: form
+    for form in (
+        DEFAULT,
+        QWEN,
+        LING,
+        QWEN3_5,
+        LLAMA3,
+        MISTRAL,
+        GLM4,
+        GLM4_MOE,
+        DEEPSEEK,
+        SEED_OSS,
+        MINIMAX1,
+        MINIMAX2,
+        LFM2,
+    )
+}
+"""Those that any template can be given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from luthier.data.loader import Layout, Loader, MapLoader, StreamLoader
 from luthier.data.prepare import Preparer, prepare, split_note, stream_units
 from luthier.data.store import UnitStore
 from luthier.data.template import ChatTemplate
+from luthier.data.template_names import NAMES
 from luthier.data.template_shelf import apply_named_template
 from luthier.engines.hf import HfEngine
 from luthier.engines.local import LocalEngine
@@ -32,7 +34,7 @@ from luthier.models.load import ModelFiles, find, load_for_inference, load_token
 from luthier.runs.store import is_run
 
 if TYPE_CHECKING:
-    from luthier.config.schema import DataConfig, ModelConfig, RunConfig
+    from luthier.config.schema import ModelConfig, RunConfig
 
 
 @dataclass(slots=True)
@@ -46,17 +48,38 @@ class Data:
     reports: dict[str, AuditReport]
 
 
-def make_template(tokenizer: Any, config: DataConfig, model_type: str) -> ChatTemplate:
+def make_template(tokenizer: Any, config: RunConfig, model_type: str) -> ChatTemplate:
     """Return the chat template that the settings ask for."""
-    apply_named_template(tokenizer, config.template, family_of(model_type).templates)
-    options = {} if config.enable_thinking is None else {"enable_thinking": config.enable_thinking}
-    return ChatTemplate(tokenizer, config.train_on_prompt, config.mask_history, config.default_system, options)
+    data = config.data
+    apply_named_template(tokenizer, data.template, family_of(model_type).templates, tools=data.tool_format)
+    options: dict[str, Any] = {"preserve_thinking": True} if data.preserve_thinking else {}
+    if data.enable_thinking != "auto":
+        options["enable_thinking"] = None if data.enable_thinking == "none" else data.enable_thinking
+    return ChatTemplate(
+        tokenizer,
+        data.train_on_prompt,
+        data.mask_history,
+        data.default_system,
+        options,
+        spelled=frozenset(config.model.add_special_tokens) if data.split_special_tokens else None,
+    )
+
+
+def _text_template(tokenizer: Any, config: RunConfig) -> ChatTemplate:
+    """Return what renders plain text: no turns, and the end that the family of the named template puts behind it."""
+    form = NAMES.get(config.data.template or "")
+    end = form.text_end if form is not None and form.text_end else None
+    if end is not None and end not in tokenizer.get_vocab():
+        end = None
+    spelled = frozenset(config.model.add_special_tokens) if config.data.split_special_tokens else None
+    return ChatTemplate(tokenizer, spelled=spelled, text_end=end)
 
 
 def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Preparer:
     """Return what turns rows into units under these settings."""
     kind, reads = config.objective.rows, config.objective.reads
-    template = ChatTemplate(tokenizer) if kind == "text" else make_template(tokenizer, config.data, model_type)
+    make = _text_template if kind == "text" else partial(make_template, model_type=model_type)
+    template = make(tokenizer, config)
     room = config.rollout.max_completion_length if kind == "prompt" else 0
     return Preparer(template, config.data, kind, reads_end=kind == "pair" and "value" in reads, answer_room=room)
 
@@ -96,7 +119,7 @@ def read_data(config: RunConfig, preparer: Preparer) -> Data:
         held_out_rows = np.arange(len(held_out))
     elif config.data.val_size and train is not None:
         held_out = train
-        train_rows, held_out_rows = split_rows(len(train), config.data.val_size, config.train.seed)
+        train_rows, held_out_rows = split_rows(len(train), config.data.val_size, seed_of_rows(config))
     if train is not None and held_out is not None:
         found = leakage(train, train_rows, held_out, held_out_rows)
         for finding in found:
@@ -104,6 +127,11 @@ def read_data(config: RunConfig, preparer: Preparer) -> Data:
         if found:
             logger.warning(split_note(found))
     return Data(train, train_rows, held_out, held_out_rows, reports)
+
+
+def seed_of_rows(config: RunConfig) -> int:
+    """Return where the order of rows comes from."""
+    return config.train.seed if config.data.data_seed is None else config.data.data_seed
 
 
 def split_rows(num_rows: int, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +157,10 @@ def make_layout(config: RunConfig, *, rank: int = 0, num_ranks: int = 1) -> Layo
 
 def make_loaders(config: RunConfig, data: Data, preparer: Preparer, layout: Layout) -> tuple[Loader, MapLoader | None]:
     """Return the training loader and, where there are rows for it, the evaluation loader."""
-    seed, shuffle = config.train.seed, not config.data.disable_shuffling
+    seed, shuffle = seed_of_rows(config), not config.data.disable_shuffling
     loader: Loader
     if data.train is None:
-        start = stream_units(config.data.dataset, preparer)
+        start = stream_units(config.data.dataset, preparer, seed)
         rows = config.data.buffer_size if shuffle else 1
         loader = StreamLoader(start, preparer, layout, seed=seed, buffer_rows=rows)
     else:
@@ -171,7 +199,7 @@ def load_speaker(config: RunConfig, *, with_adapter: bool = True) -> Speaker:
     logger.info("device: %s", placement.reason)
     model, tokenizer = load_for_inference(config.model, placement, with_adapter=with_adapter)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    template = make_template(tokenizer, config.data, plain.config.model_type)
+    template = make_template(tokenizer, config, plain.config.model_type)
     return Speaker(template, make_engine(model, tokenizer, config), config.generate, model)
 
 

@@ -183,7 +183,7 @@ def loaded(config: RunConfig, name: str) -> Generator[Subject]:
 
 
 def _subject(name: str, model: Any, tokenizer: Any, config: RunConfig) -> Subject:
-    template = make_template(tokenizer, config.data, plain_model(model).config.model_type)
+    template = make_template(tokenizer, config, plain_model(model).config.model_type)
     return Subject(name, model, template, lambda: make_engine(model, tokenizer, config))
 
 

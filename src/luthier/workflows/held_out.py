@@ -9,7 +9,7 @@ from luthier.core.log import logger
 from luthier.data.prepare import prepare
 from luthier.evaluation.kind import KINDS, Kind, Task
 from luthier.evaluation.rows import HeldOut, Split, kind_for
-from luthier.workflows.build import read_preparer, split_rows
+from luthier.workflows.build import read_preparer, seed_of_rows, split_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def held_out_rows(config: RunConfig) -> HeldOut | None:
     report.enforce(config.data.bad_rows)
 
     def choose(count: int) -> np.ndarray:
-        return split_rows(count, config.data.val_size, config.train.seed)[1]
+        return split_rows(count, config.data.val_size, seed_of_rows(config))[1]
 
     logger.info("evaluation rows: those that val_size %g sets aside from training", config.data.val_size)
     origins = frozenset(str(store.origins[i]) for i in choose(len(store)))

@@ -20,7 +20,7 @@ from luthier.rewards.grading import Grader, NamedReward
 from luthier.training.model_reward import ModelReward
 from luthier.training.rollout import Collector
 from luthier.training.rollout_state import Sizes
-from luthier.workflows.build import make_engine, split_rows
+from luthier.workflows.build import make_engine, seed_of_rows, split_rows
 from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Rollouts:
         """Return a collector, which is the loader."""
         config, parts, prompts = self.config, self.parts, self.prompts
         collector = Collector(
-            prompts=PromptOrder(prompts.train, seed=config.train.seed, shuffle=not config.data.disable_shuffling),
+            prompts=PromptOrder(prompts.train, seed=seed_of_rows(config), shuffle=not config.data.disable_shuffling),
             held_out=prompts.held_out,
             sizes=self.sizes,
             objective=config.objective,
@@ -142,7 +142,7 @@ def prepare_prompts(config: RunConfig, parts: Parts, judges: Judges) -> Prompts:
     held_out = _read("eval", data.eval_dataset, None, preparer, most, reports) if data.eval_dataset else []
     check_columns(rewards, (row.example for row in (*train, *held_out)))
     if data.val_size:
-        kept, held = split_rows(len(train), data.val_size, config.train.seed)
+        kept, held = split_rows(len(train), data.val_size, seed_of_rows(config))
         train, held_out = [train[i] for i in kept], [train[i] for i in held]
     overlap = {row.tokens for row in train} & {row.tokens for row in held_out}
     if overlap:

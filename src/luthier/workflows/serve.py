@@ -119,7 +119,7 @@ class Plan:
                 f"adapter {name} has a vocabulary of its own, so it cannot share the model; serve it alone"
             )
         try:
-            return make_template(own, config.data, kind)
+            return make_template(own, config, kind)
         except ConfigError as error:
             if error.code != "config_no_template":
                 raise
