@@ -22,6 +22,7 @@ from luthier.export.gguf import (
 )
 from luthier.export.gguf.metadata import context_length
 from luthier.export.merge import load_unmerged, open_source, write_adapter, write_merged
+from luthier.export.neighbours import vllm_notes
 from luthier.export.ollama import write_ollama
 from luthier.export.source import Source, folder_source
 from luthier.export.verify import verify_adapter, verify_gguf, verify_gguf_adapter, verify_merged, verify_ollama
@@ -99,7 +100,7 @@ def _adapter_of(config: RunConfig) -> Path:
 def _write_adapter(config: RunConfig, folder: Path, workplace: Path, name: str) -> Written:
     write_adapter(config, folder)
     files, trained = find(config.model), _adapter_of(config)
-    return Written(lambda: [verify_adapter(folder, trained=trained, base=files.base)])
+    return Written(lambda: [verify_adapter(folder, trained=trained, base=files.base)], vllm_notes(facts_of(trained)))
 
 
 # ---- llama.cpp
