@@ -33,9 +33,9 @@ def run(command: str, config: str | Path | Mapping[str, Any], overrides: Sequenc
 
 
 def _train(config: RunConfig) -> Any:
-    from luthier.workflows.train import train
+    from luthier.workflows.stages import carry_out
 
-    return train(config)
+    return carry_out(config)
 
 
 def _evaluate(config: RunConfig) -> Any:

@@ -63,7 +63,7 @@ def test_file_of_llama_factory_means_what_it_says(tmp_path: Path) -> None:
     assert loaded.place("data.cutoff_len") == f"{path}:11"
     assert loaded.place("train.seed") == "default"
     said = "\n".join(loaded.notices)
-    for key in ("trust_remote_code", "do_train", "overwrite_cache", "preprocessing_num_workers", "ddp_timeout"):
+    for key in ("trust_remote_code", "overwrite_cache", "preprocessing_num_workers", "ddp_timeout"):
         assert f"{key} is left out: {compat.IGNORED[key]}" in said
 
 

@@ -15,6 +15,7 @@ from luthier.cli.arguments import translate
 from luthier.cli.chat import chat
 from luthier.cli.common import AsJson, File, Overrides
 from luthier.cli.common import load as _load
+from luthier.cli.convert import convert
 from luthier.cli.data import data_app
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
@@ -56,13 +57,16 @@ def train(
 
     from luthier.cli.show import as_json
     from luthier.models.value import only_grades
-    from luthier.workflows.train import train as run_training
+    from luthier.workflows.stages import carry_out
 
-    result = run_training(loaded.config, quiet=quiet)
+    result = carry_out(loaded.config, quiet=quiet)
     if not is_main_process():
         return
     if json:
         as_json(**asdict(result))
+        return
+    if result.status == "measured":
+        print(result.run)
         return
     grades = only_grades(loaded.config.objective.needs)
     first = "let it grade: reward_model: %s" if grades else "talk to it:  luthier chat %s --compare"
@@ -84,7 +88,7 @@ def _dry_run(loaded: Loaded, *, as_json: bool) -> None:
         print("\n".join([*plan.lines(), "nothing was written"]))
 
 
-for command in (chat, evaluate, export, serve):
+for command in (chat, convert, evaluate, export, serve):
     app.command()(command)
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.config import compat_training
+
 RENAMED: dict[str, str] = {
+    **compat_training.RENAMED,
     "stage": "objective.name",
     "finetuning_type": "tuning.name",
     "lora_rank": "tuning.rank",
@@ -78,6 +81,7 @@ VALUES: dict[str, dict[Any, Any]] = {
 """Dotted key -> value there -> value here."""
 
 IGNORED: dict[str, str] = {
+    **compat_training.IGNORED,
     "overwrite_cache": "cached tokens are keyed by what they were made from",
     "preprocessing_num_workers": "tokenizing runs in the tokenizer's own threads",
     "preprocessing_batch_size": "tokenizing chooses its own batches",
@@ -138,6 +142,7 @@ IGNORED |= dict.fromkeys(
 )
 
 REFUSED: dict[str, str] = {
+    **compat_training.REFUSED,
     "deepspeed": "start with `accelerate launch --use_deepspeed -m luthier train FILE` instead",
     "fsdp": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
@@ -168,12 +173,14 @@ REFUSED: dict[str, str] = {
 """Key -> reason and what to do."""
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    **compat_training.ONLY,
     "num_beams": ((1,), "answers grow one token at a time, without beams"),
     "skip_special_tokens": ((True,), "answers are text without special tokens"),
 }
 """Key -> the values that ask for what is done anyway, and why others are refused."""
 
 SWITCHES: dict[str, tuple[str, Any]] = {
+    **compat_training.SWITCHES,
     "bf16": ("model.dtype", "bfloat16"),
     "pure_bf16": ("model.dtype", "bfloat16"),
     "fp16": ("model.dtype", "auto"),
@@ -183,6 +190,9 @@ SWITCHES: dict[str, tuple[str, Any]] = {
 }
 """Key that, when true, sets another one."""
 
+
+YIELDS = compat_training.YIELDS
+"""Dotted key -> a value of it that another key which sets the same may replace."""
 
 WORDS: dict[str, tuple[Any, ...]] = {
     "model.quantization_bit": (4, 8),

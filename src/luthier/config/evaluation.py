@@ -1,4 +1,4 @@
-"""Settings of `luthier evaluate`."""
+"""Settings of evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from luthier.config.values import Names, Positive
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """What `luthier evaluate` measures, and how."""
+    """What is measured, when, and how."""
 
+    do_train: bool | None = None
+    """Let `luthier train` train; none means yes, unless do_eval or do_predict asks for something else."""
+    do_eval: bool | None = None
+    """Without do_train: let `luthier train` measure the loss on eval_dataset only. Runs with such rows end with it."""
+    do_predict: bool | None = None
+    """Let `luthier train` answer the rows of eval_dataset, behind training: generated_predictions.jsonl."""
+    predict_with_generate: bool = True
+    """Let do_predict answer and grade; false measures the loss alone."""
     eval_kinds: Names = ()
     """What is measured: loss, generate, choice, judge, harness, forgetting. None takes loss, generate where rows have
     answers, and whatever the settings below name."""

@@ -91,16 +91,24 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     for section, values in over_nested.items():
         nested.setdefault(section, {}).update(values)
     places.update(over_places)
-    _apply_presets(nested, places, problems)
-    config = _build(nested, places, problems)
+    _apply_presets(nested, places, problems, notices)
+    config = _build(nested, places, problems, notices)
     if config is not None:
+        config = _with_rope_length(config)
         problems += cross_checks(config)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)), code=_code_of(problems))
     assert config is not None
-    for notice in notices:
+    for notice in dict.fromkeys(notices):
         say_once(notice)
     return Loaded(config, places, notices)
+
+
+def _with_rope_length(config: RunConfig) -> RunConfig:
+    model = config.model
+    if model.rope_scaling == "none" or model.rope_length:
+        return config
+    return replace(config, model=replace(model, rope_length=config.data.cutoff_len))
 
 
 def dump(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -160,8 +168,11 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
 
     def put(dotted: str, value: Any, place: Place) -> None:
         section, _, key = dotted.partition(".")
-        if key in nested.setdefault(section, {}):
-            problems.append(f"{place}: {dotted} is given twice, first at {places.get(dotted, 'the command line')}")
+        before = nested.setdefault(section, {}).get(key)
+        if key in nested[section] and (dotted not in compat.YIELDS or compat.YIELDS[dotted] not in (before, value)):
+            problems.append(_twice(dotted, place, places.get(dotted)))
+            return
+        if key in nested[section] and value == compat.YIELDS[dotted]:
             return
         values = compat.VALUES.get(dotted, {})
         nested[section][key] = values[value] if _hashable(value) and value in values else value
@@ -184,7 +195,18 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
     return nested, places
 
 
-def _apply_presets(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> None:
+def _twice(dotted: str, place: Place, first: Place | None) -> str:
+    """Say that two keys set the same, by the names that were written."""
+    _, _, plain = dotted.partition(".")
+    now, before = place.key or plain, (first.key if first is not None else "") or plain
+    if now == before:
+        return f"{place}: {dotted} is given twice, first at {first or 'the command line'}"
+    return f"{place}: {now} and {before} ({first or 'the command line'}) both set {dotted}; keep one"
+
+
+def _apply_presets(
+    nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str], notices: list[str]
+) -> None:
     """Let words that stand for other settings become those, and words for several set what is not named."""
 
     def given(dotted: str) -> Any:
@@ -203,7 +225,11 @@ def _apply_presets(nested: dict[str, dict[str, Any]], places: dict[str, Place], 
                 del nested[section][key]
             for dotted, value in settings.items():
                 section, _, key = dotted.partition(".")
+                if nested[section].get(key, value) != value:
+                    reason = " and ".join(places[each].key or each for each in conditions)
+                    notices.append(f"{places[dotted]}: {key} is left out: {reason} decides")
                 nested[section][key] = value
+                places[dotted] = places[next(iter(conditions))]
     for conditions, settings in compat.PRESETS:
         if all(given(dotted) == value for dotted, value in conditions.items()):
             for dotted, value in settings.items():
@@ -269,10 +295,9 @@ def _route_flat(key: str, value: Any, place: Place, put: Any, problems: list[str
             put(dotted, setting, replace(place, key=key))
     elif key in compat.IGNORED:
         notices.append(f"{place}: {key} is left out: {compat.IGNORED[key]}")
-    elif key in compat.REFUSED:
-        if not compat.accepts_anyway(key, value):
-            problems.append(f"{place}: {key} is not supported: {compat.REFUSED[key]}")
-    else:
+    elif (reason := compat.refusal(key, value)) is not None:
+        problems.append(f"{place}: {key} is not supported: {reason}")
+    elif key not in compat.REFUSED and key not in compat.ONLY:
         known = sorted({*homes(), *compat.RENAMED, *compat.SWITCHES, *SECTIONS, *SHELVES})
         hint = did_you_mean(key, known)
         problems.append(
@@ -285,7 +310,9 @@ def _default_of(key: str) -> Any:
     return declared.default if declared.default is not MISSING else ""
 
 
-def _build(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str]) -> RunConfig | None:
+def _build(
+    nested: dict[str, dict[str, Any]], places: dict[str, Place], problems: list[str], notices: list[str]
+) -> RunConfig | None:
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         built[section] = _validate(section, cls, nested.get(section, {}), places, problems)
@@ -297,21 +324,23 @@ def _build(nested: dict[str, dict[str, Any]], places: dict[str, Place], problems
         except ConfigError as error:
             problems.append(f"{places.get(f'{section}.name', 'default')}: {error}")
             continue
-        _leave_out_foreign(section, cls, values, places)
+        _leave_out_foreign(section, cls, values, places, notices)
         built[section] = _validate(section, cls, values, places, problems)
     complete = len(built) == len(SECTIONS) + len(SHELVES) and all(value is not None for value in built.values())
     return RunConfig(**built) if complete else None
 
 
-def _leave_out_foreign(section: str, chosen: type, values: dict[str, Any], places: dict[str, Place]) -> None:
+def _leave_out_foreign(
+    section: str, chosen: type, values: dict[str, Any], places: dict[str, Place], notices: list[str]
+) -> None:
     """Drop flat keys that belong to another thing of the shelf, such as lora_rank beside finetuning_type: full."""
     known = {each.name for each in fields(chosen)}
     elsewhere = {each.name for _, cls in SHELVES[section][0].items() for each in fields(cls)} - known
     for key in elsewhere & values.keys():
         place = places.get(f"{section}.{key}", Place("given"))
         if place.key:
-            del values[key]
-            say_once(f"{place}: {place.key} is left out: {section} {chosen.__name__.lower()} has no such setting")
+            del values[key], places[f"{section}.{key}"]
+            notices.append(f"{place}: {place.key} is left out: {section} {chosen.__name__.lower()} has no such setting")
 
 
 def _validate(section: str, cls: type, values: dict[str, Any], places: dict[str, Place], problems: list[str]) -> Any:

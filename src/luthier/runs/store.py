@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +52,8 @@ class RunStore:
     path: Path
     identity: Identity = field(default_factory=Identity.here)
     status: dict[str, Any] = field(default_factory=dict[str, Any])
+    listeners: list[Callable[[dict[str, Any]], None]] = field(default_factory=list[Callable[[dict[str, Any]], None]])
+    """Called with each event once it is written."""
     _lock: IO[str] | None = None
     _events: IO[str] | None = None
     _log: AbstractContextManager[None] | None = None
@@ -124,6 +127,8 @@ class RunStore:
         fault_point("events.append")
         self._events.write(line + "\n")
         self._events.flush()
+        for listen in self.listeners:
+            listen(json.loads(line))
 
     def sample(self, **values: Any) -> None:
         """Append one generated answer to samples.jsonl."""
