@@ -129,12 +129,6 @@ def test_kernels_change_no_loss(tiny: Path, rows: Path, tmp_path: Path, dropout:
     assert ours == pytest.approx(plain, rel=1e-4)
 
 
-def test_muon_turns_matrices_only(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    full = {"lora_rank": None, "finetuning_type": "full", "optim": "muon", "output_dir": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match="muon turns matrices only"):
-        train(settings(tiny, rows, **full), quiet=True)
-
-
 @pytest.mark.parametrize("more", [{}, {"finetuning_type": "freeze", "freeze_trainable_layers": 2, "lora_rank": None}])
 def test_every_family_is_estimated(family_folder: Path, rows: Path, more: dict) -> None:
     """Kinds of layers that take turns, and tunings that name a number of layers, included."""

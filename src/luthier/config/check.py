@@ -10,7 +10,15 @@ from luthier.core.registry import OBJECTIVES, TUNINGS
 
 Rule = tuple[Callable[[RunConfig], bool], str]
 
+SMALL_STATE = ("galore_adamw", "apollo_adamw", "badam")
+"""Optimizers that need little memory for whole weights."""
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.train.optim in SMALL_STATE and not c.tuning.base_learns,
+        "use_galore, use_apollo and use_badam save memory where whole weights learn, but here an adapter does; set "
+        "finetuning_type: full, or leave the optimizer out",
+    ),
     (
         lambda c: c.data.streaming and _rolls_out(c),
         "streaming: true is for rows; prompts are read before training",

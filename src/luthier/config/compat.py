@@ -223,6 +223,11 @@ BECOMES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 """What is written -> what it stands for instead."""
 
 
+def has_word_on(key: str) -> bool:
+    """Tell whether a table says what becomes of a key."""
+    return any(key in table for table in (RENAMED, SWITCHES, IGNORED, REFUSED, ONLY))
+
+
 def refusal(key: str, value: object) -> str | None:
     """Return why a key may not have this value; None where the value asks for nothing, or the key is not known."""
     if key in ONLY:

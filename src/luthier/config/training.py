@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from luthier.config.optimizers import OptimizerConfig
 from luthier.config.values import Bytes, Names, Positive, Share
 
 Schedule = Literal[
@@ -25,7 +26,7 @@ Schedule = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(OptimizerConfig):
     """How the loop runs."""
 
     output_dir: str | None = None
@@ -52,16 +53,6 @@ class TrainConfig:
     """Fraction of all optimizer steps spent warming up."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0
     """Steps spent warming up (below 1: their share); overrides warmup_ratio when above 0."""
-    optim: Literal["adamw_torch", "adamw_8bit", "muon", "sgd", "adafactor", "rmsprop", "adagrad"] = "adamw_torch"
-    """Optimizer; adamw_8bit keeps its state in 8 bits (bitsandbytes), muon (arXiv:2502.16982) is for matrices only."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay, on matrices only."""
-    adam_beta1: Share = 0.9
-    """Decay of the first moment."""
-    adam_beta2: Share = 0.999
-    """Decay of the second moment."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient to this norm; 0 does not clip."""
     moe_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0

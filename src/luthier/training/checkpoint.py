@@ -25,6 +25,7 @@ from luthier.core.log import logger
 from luthier.core.paths import sync_folder
 from luthier.runs.manifest import damage, seal
 from luthier.runs.store import list_checkpoints
+from luthier.training.optimizers import BlockAdam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +165,8 @@ def load_optimizer(
     for key, value in stored.items():
         name, _, what = key.rpartition("|")
         optimizer.state[parameters[name]][what] = value
+    if isinstance(optimizer, BlockAdam):
+        optimizer.go_on()
 
 
 def random_states() -> dict[str, torch.Tensor]:

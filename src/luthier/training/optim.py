@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from luthier.core.errors import ConfigError, DependencyError
+from luthier.training.ruled import RULED, make_ruled, rule_of_each, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,45 +49,71 @@ def same_rate(parameter: str, usual: float) -> float:
 
 
 def make_optimizer(
-    config: TrainConfig, parameters: dict[str, nn.Parameter], rate_of: Callable[[str, float], float] = same_rate
+    config: TrainConfig,
+    parameters: dict[str, nn.Parameter],
+    rate_of: Callable[[str, float], float] = same_rate,
+    *,
+    model: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer; weight decay acts on matrices, not on biases and norms.
 
-    `rate_of`: name of a parameter and usual rate -> its own peak learning rate.
+    `rate_of`: name of a parameter and usual rate -> its own peak learning rate; `model`: whose parameters they are,
+    which optimizers that tell layers and heads apart look at. Raises ConfigError or DependencyError.
     """
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    rule_of = rule_of_each(config, parameters, model)
+    groups: dict[tuple[float, bool, str], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        rate, is_matrix = rate_of(name, config.learning_rate), parameter.ndim >= 2
+        rate, is_matrix, rule = rate_of(name, config.learning_rate), parameter.ndim >= 2, rule_of(name)
         decay = config.weight_decay if is_matrix else 0.0
-        group = groups.setdefault((rate, is_matrix), {"params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-    return _OPTIMIZERS[config.optim](list(groups.values()), config)
+        facts = {"params": [], "lr": rate, "weight_decay": decay, **settings_of(rule, config)}
+        groups.setdefault((rate, is_matrix, rule), facts)["params"].append(parameter)
+    listed = list(groups.values())
+    if config.optim in RULED:
+        return make_ruled(config, listed, parameters, model)
+    if config.optim in BITSANDBYTES:
+        return _bitsandbytes(listed, config)
+    return _OPTIMIZERS[config.optim](listed, config)
 
 
 def _adamw(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_epsilon)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise DependencyError("adamw_8bit needs bitsandbytes; run: pip install 'luthier[bitsandbytes]'") from error
-    return AdamW8bit(groups, lr=c.learning_rate, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_epsilon)
-
-
-def _muon(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
-    if any(p.ndim != 2 for group in groups for p in group["params"]):
+def _bitsandbytes(groups: list[dict[str, Any]], c: TrainConfig) -> torch.optim.Optimizer:
+    name, facts = BITSANDBYTES[c.optim]
+    if c.optim.startswith("paged") and groups[0]["params"][0].device.type == "cpu":
         raise ConfigError(
-            "optim: muon turns matrices only, but norms or biases learn too; use finetuning_type: lora, or adamw_torch"
+            f"optim: {c.optim} moves its state between the memory of a GPU and that of the machine, and there is no "
+            f"GPU here; take {c.optim.removeprefix('paged_')}"
         )
-    return torch.optim.Muon(groups, lr=c.learning_rate, adjust_lr_fn="match_rms_adamw")
+    try:
+        import bitsandbytes.optim
+    except ImportError as error:
+        raise DependencyError(f"{c.optim} needs bitsandbytes; run: pip install 'luthier[bitsandbytes]'") from error
+    known = {"betas": (c.adam_beta1, c.adam_beta2), "eps": c.adam_epsilon}
+    options = {each: known[each] for each in facts}
+    return getattr(bitsandbytes.optim, name)(groups, lr=c.learning_rate, **options)
 
+
+BITSANDBYTES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adamw_8bit": ("AdamW8bit", ("betas", "eps")),
+    "paged_adamw_32bit": ("PagedAdamW32bit", ("betas", "eps")),
+    "paged_adamw_8bit": ("PagedAdamW8bit", ("betas", "eps")),
+    "lion_32bit": ("Lion32bit", ("betas",)),
+    "lion_8bit": ("Lion8bit", ("betas",)),
+    "paged_lion_32bit": ("PagedLion32bit", ("betas",)),
+    "paged_lion_8bit": ("PagedLion8bit", ("betas",)),
+    "ademamix": ("AdEMAMix32bit", ("eps",)),
+    "ademamix_8bit": ("AdEMAMix8bit", ("eps",)),
+    "paged_ademamix_32bit": ("PagedAdEMAMix32bit", ("eps",)),
+    "paged_ademamix_8bit": ("PagedAdEMAMix8bit", ("eps",)),
+    "rmsprop_bnb_32bit": ("RMSprop32bit", ("eps",)),
+    "rmsprop_bnb_8bit": ("RMSprop8bit", ("eps",)),
+}
+"""Name -> class of bitsandbytes and which settings of ours it takes; its own betas stay where they are three."""
 
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
     "adamw_torch": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "muon": _muon,
     "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.learning_rate),
     "adafactor": lambda groups, c: torch.optim.Adafactor(groups, lr=c.learning_rate),
     "rmsprop": lambda groups, c: torch.optim.RMSprop(groups, lr=c.learning_rate, eps=c.adam_epsilon),

@@ -68,7 +68,7 @@ class Trainer:
         """Returns metrics on held-out rows, where there are some."""
         updates = self.total_steps * updates_per_step
         # The raw optimizer steps: accelerate's wrapper skips steps silently when it sees a gradient overflow.
-        self.optimizer = make_optimizer(config, self.parameters, rate_of)
+        self.optimizer = make_optimizer(config, self.parameters, rate_of, model=policy)
         self.policy, _ = accelerator.prepare(policy, self.optimizer)
         self.schedule = make_schedule(config, self.optimizer, updates)
         self.updates = Updates(self.parameters, self.optimizer, self.schedule, updates, updates_per_step, identity)

@@ -165,7 +165,7 @@ def _measure(
     recompute_layers(model, layers if recompute else 0)
     head = make_head(model, 0) if only_grades(config.objective.needs) else None
     policy = Policy(model, autocast=placement.autocast, chunk_bytes=chunk_bytes, value_head=head).train()
-    optimizer = make_optimizer(config.train, learning_parameters(policy))
+    optimizer = make_optimizer(config.train, learning_parameters(policy), model=policy)
     here = {name: _annotated(getattr(batches, name), config).to(placement.device) for name in ("largest", "typical")}
 
     def forward_backward(name: str) -> None:
