@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError
 from luthier.export.source import Source, Weight, file_weights, generation_of
+from luthier.models import rope
 from luthier.models.adapters import WEIGHTS, check_mergeable, facts_of
 from luthier.models.foreign import Layout, read_layout
 from luthier.models.load import load_tokenizer
@@ -41,10 +42,14 @@ def read_merged(files: ModelFiles, config: ModelConfig, *, name: str) -> Source 
     """
     for folder in files.adapters:
         check_mergeable(folder)
+    if config.rope_scaling != "none":
+        return "its positions are stretched"
     layout = read_layout(files.base, revision=config.model_revision, allow_remote_code=config.allow_remote_code)
     reason = _needs_whole(files, config, layout)
     if reason is not None:
         return reason
+    for key, value in (fact for folder in files.adapters for fact in rope.read(folder).items()):
+        setattr(layout.config, key, value)
     shell = _shell(layout.config)
     layout.config.architectures = [type(shell).__name__]
     weights = _base_weights(files, config, layout, shell)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger
-from luthier.models import bottleneck, going_on
+from luthier.models import bottleneck, going_on, rope, vocabulary
 from luthier.models.reward_files import for_writing
 from luthier.tuning.parts import bottleneck as networks
 from luthier.tuning.parts.prefix import prefix_size
@@ -56,6 +56,8 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool, resume: bool = Fa
 
     facts = facts_of(folder)
     _compare_names(facts, folder, base)
+    rope.restore(model, folder)
+    _enlarge_for(model, folder)
     if facts.get("peft_type") == bottleneck.TYPE:
         return bottleneck.load(model, folder, LEARNING, trainable=trainable)
     _check_shapes(model, folder, facts)
@@ -88,6 +90,20 @@ def add_adapter(model: Any, folder: Path, name: str) -> None:
         raise ModelError(
             f"adapter {folder} cannot stand beside the first one: {first_line(error)}", code="model_adapter"
         ) from error
+
+
+def _enlarge_for(model: Any, folder: Path) -> None:
+    """Make room for the words that an adapter brings beside a tokenizer of its own."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    table = plain_model(model).get_input_embeddings().weight.shape
+    shapes = (shape for name, shape in _tensor_shapes(folder / WEIGHTS).items() if _is_table(name))
+    rows = max((shape[0] for shape in shapes if len(shape) == 2 and shape[1] == table[1]), default=0)
+    vocabulary.enlarge(model, rows)
+
+
+def _is_table(name: str) -> bool:
+    return "embed" in name or name.endswith((".wte.weight", "lm_head.weight"))
 
 
 def _compare_names(facts: dict[str, Any], folder: Path, base: str) -> None:
@@ -223,6 +239,7 @@ def save_trained(model: Any, folder: Path, base: str) -> None:
     """Write what was trained: the adapter that learns, naming `base` as others find it, or else the whole model."""
     if networks.all_of(model):
         bottleneck.save(model, LEARNING, folder, base)
+        rope.write(model, folder)
         return
     if not has_adapter(model):
         model.save_pretrained(folder)
@@ -232,6 +249,7 @@ def save_trained(model: Any, folder: Path, base: str) -> None:
     # A second adapter may serve as the reference: only the one that learns is the result.
     model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[LEARNING])
     going_on.save(model, LEARNING, folder)
+    rope.write(model, folder)
 
 
 def check_mergeable(folder: Path) -> None:

@@ -19,7 +19,14 @@ LARGEST_HEADER_BYTES = 100_000_000
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
-def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, is_adapter: bool = False) -> None:
+def check_folder(
+    folder: Path,
+    *,
+    allow_remote_code: bool,
+    allow_pickle: bool,
+    is_adapter: bool = False,
+    has_weights: bool = True,
+) -> None:
     """Raise ModelError for a model folder that is incomplete, damaged, or would run or unpickle something."""
     there = sorted(p.name for p in folder.iterdir())
     config = "adapter_config.json" if is_adapter else "config.json"
@@ -34,7 +41,8 @@ def check_folder(folder: Path, *, allow_remote_code: bool, allow_pickle: bool, i
                 code="model_no_tokenizer",
             )
         _check_remote_code(folder, allow_remote_code=allow_remote_code)
-    _check_weights(folder, there, allow_pickle=allow_pickle)
+    if has_weights:
+        _check_weights(folder, there, allow_pickle=allow_pickle)
 
 
 def _check_remote_code(folder: Path, *, allow_remote_code: bool) -> None:

@@ -23,6 +23,8 @@ from luthier.models.quantized_files import open_weights, other_form, stored_form
 from luthier.models.quantized_load import Choice, choose
 from luthier.models.quantized_load import load as load_by_tensor
 from luthier.models.reward_files import drop_output_head, refuse_reward_model, says_reward, without_report
+from luthier.models.rope import stretch
+from luthier.models.vocabulary import add_words, grow
 from luthier.runs.store import list_checkpoints
 
 if TYPE_CHECKING:
@@ -151,13 +153,25 @@ def load_tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
         raise ModelError(f"tokenizer of {files.public_base}: {first_line(error)}", code="model_missing") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    add_words(tokenizer, config)
     return tokenizer
+
+
+def _grown(model: Any, files: ModelFiles, config: ModelConfig, tokenizer: Any = None) -> Any:
+    """Return a model with a row for each word that the settings, or an adapter's tokenizer, have beside the base's."""
+    if tokenizer is None:
+        if not config.add_tokens and not config.add_special_tokens:
+            return model
+        tokenizer = load_tokenizer(files, config)
+    base = replace(config, add_tokens=(), add_special_tokens=())
+    grow(model, tokenizer, load_tokenizer(ModelFiles(files.base), base))
+    return model
 
 
 def _look(files: ModelFiles, config: ModelConfig) -> None:
     options = {"allow_remote_code": config.allow_remote_code, "allow_pickle": config.allow_pickle}
     if Path(files.base).is_dir():
-        check_folder(Path(files.base), **options)
+        check_folder(Path(files.base), **options, has_weights=not config.train_from_scratch)
     for adapter in files.adapters:
         check_folder(adapter, **options, is_adapter=True)
 
@@ -193,7 +207,29 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
         ) from error
     if says_reward(facts):
         drop_output_head(model)
+    _grown(model, files, config)
+    if config.rope_scaling != "none":
+        stretch(model, config)
     return _moved(model, placement).requires_grad_(False)
+
+
+def fresh_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
+    """Return a model of the same form with random weights, from torch's generator."""
+    from transformers import AutoModelForCausalLM
+
+    _look(files, config)
+    layout = read_layout(files.base, revision=config.model_revision, allow_remote_code=config.allow_remote_code)
+    attention = attention_for(layout.config, config.kernels)
+    register_attention()
+    remote = {"trust_remote_code": layout.remote}
+    model: Any = AutoModelForCausalLM.from_config(
+        layout.config, dtype=placement.dtype, attn_implementation=attention, **remote
+    )
+    _grown(model, files, config)
+    if config.rope_scaling != "none":
+        stretch(model, config)
+    logger.info("model: random weights in the form of %s", files.public_base)
+    return _moved(model, placement)
 
 
 def _load_by_tensor(
@@ -268,6 +304,8 @@ def load_for_inference(config: ModelConfig, placement: Placement, *, with_adapte
     refuse_reward_model(files if with_adapter else files.below)
     tokenizer = load_tokenizer(files, config)
     model = load_with_adapters(files if with_adapter else files.below, config, placement)
+    if not with_adapter and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        _grown(model, files, config, tokenizer)
     for name, folder in config.more_adapters.items() if with_adapter else ():
         add_adapter(model, _adapters_of(folder)[-1], name)
     model.eval()

@@ -61,8 +61,25 @@ def make_template(tokenizer: Any, config: RunConfig, model_type: str) -> ChatTem
         data.mask_history,
         data.default_system,
         options,
-        spelled=frozenset(config.model.add_special_tokens) if data.split_special_tokens else None,
+        spelled=frozenset(config.model.add_special_tokens) - _needed(config) if data.split_special_tokens else None,
     )
+
+
+def _needed(config: RunConfig) -> frozenset[str]:
+    """Return the special tokens of the named template."""
+    form = NAMES.get(config.data.template or "")
+    return frozenset() if form is None else frozenset(form.needs)
+
+
+def with_template_words(config: RunConfig) -> RunConfig:
+    """Return the settings with the special tokens to add that the named template needs, where `resize_vocab` asks."""
+    needed = _needed(config) if config.model.resize_vocab else frozenset()
+    if not needed:
+        return config
+    known = load_tokenizer(find(config.model), config.model).get_vocab()
+    words = tuple(sorted(needed - known.keys()))
+    model = replace(config.model, add_special_tokens=(*config.model.add_special_tokens, *words))
+    return replace(config, model=model)
 
 
 def _text_template(tokenizer: Any, config: RunConfig) -> ChatTemplate:
@@ -92,6 +109,7 @@ def transformers_config(files: ModelFiles, config: RunConfig) -> Any:
 
 def read_preparer(config: RunConfig) -> Preparer:
     """Return a preparer from settings alone, with the tokenizer but without the model."""
+    config = with_template_words(config)
     files = resolve(config.model.model_name_or_path)
     tokenizer = load_tokenizer(files, config.model)
     return make_preparer(tokenizer, config, transformers_config(files, config).model_type)

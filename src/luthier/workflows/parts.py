@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from luthier.models.device import Placement, place
 from luthier.models.load import (
     ModelFiles,
     find,
+    fresh_model,
     load_model,
     load_tokenizer,
     merge_in,
@@ -41,6 +42,7 @@ from luthier.models.value import (
     start_head,
 )
 from luthier.models.virtual import check_context
+from luthier.models.vocabulary import refuse_more_words, rows_learn
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.optim import is_of_critic, usual_rate
 from luthier.workflows.build import make_preparer
@@ -83,7 +85,11 @@ def assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     if resume is not None and not is_adapter(resume.path):
         files = ModelFiles(str(resume.path), public_base=below.public_base)
     tokenizer = load_tokenizer(files if continued is None else find(config.model), config.model)
-    model = merge_in(load_model(files, config.model, placement), files.adapters)
+    if config.model.train_from_scratch and resume is None:
+        model = fresh_model(files, config.model, placement)
+    else:
+        model = merge_in(load_model(files, config.model, placement), files.adapters)
+    config = _with_words(config, model, continued)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
     if grades:
         give_padding(preparer.template)
@@ -196,6 +202,17 @@ class _Beside:
         if self.resume is not None:
             head.load_state_dict(load_file(self.resume.path / SHARED_HEAD))
         return head
+
+
+def _with_words(config: RunConfig, model: Any, continued: Path | None) -> RunConfig:
+    """Return the settings with a tuning under which the rows of added words learn."""
+    if not config.model.add_tokens and not config.model.add_special_tokens:
+        return config
+    if continued is None:
+        return replace(config, tuning=rows_learn(config.tuning, model))
+    own = replace(config.model, add_tokens=(), add_special_tokens=())
+    refuse_more_words(load_tokenizer(find(config.model), own), config.model, continued)
+    return config
 
 
 def _stack(config: RunConfig) -> tuple[ModelFiles, Path | None]:
