@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from luthier.config import compat
+from luthier.config import compat, neighbours
 from luthier.config.check import cross_checks
+from luthier.config.mistakes import code_of, explain
 from luthier.config.schema import SECTIONS, RunConfig
 from luthier.config.yaml_file import Place, Tree, parse_scalar, read_yaml
 from luthier.core.errors import ConfigError
@@ -82,6 +83,11 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises ConfigError listing every mistake: place, key, value, reason, nearest valid key.
     """
     tree = _read(source)
+    other = neighbours.recognize(tree.values or _read_overrides(overrides, []).values, _is_known)
+    if other is not None:
+        raise ConfigError(
+            f"{next(iter(tree.places.values()), Place('command line')).source}: {other}", code="config_other_tool"
+        )
     problems, notices = tree.problems, []
     nested, places = _route(tree, problems, notices)
     if tree.folder is not None:
@@ -97,7 +103,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         config = _with_rope_length(config)
         problems += cross_checks(config)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)), code=_code_of(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)), code=code_of(problems))
     assert config is not None
     for notice in dict.fromkeys(notices):
         say_once(notice)
@@ -276,6 +282,11 @@ def _named_beside(part: Any, complete: Callable[[Any], Any]) -> Any:
     return {**part, "name": found} if isinstance(part, dict) else found
 
 
+def _is_known(key: str) -> bool:
+    section = key.partition(".")[0]
+    return key in homes() or compat.has_word_on(key) or section in SECTIONS or section in SHELVES
+
+
 def _hashable(value: Any) -> bool:
     return not isinstance(value, (list, dict))
 
@@ -299,7 +310,7 @@ def _route_flat(key: str, value: Any, place: Place, put: Any, problems: list[str
         problems.append(f"{place}: {key} is not supported: {reason}")
     elif key not in compat.REFUSED and key not in compat.ONLY:
         known = sorted({*homes(), *compat.RENAMED, *compat.SWITCHES, *SECTIONS, *SHELVES})
-        hint = did_you_mean(key, known)
+        hint = neighbours.hint(key) or did_you_mean(key, known)
         problems.append(
             f"{place}: unknown key {printable(key)} (value {printable(value)}){hint or '; see `luthier explain`'}"
         )
@@ -350,41 +361,5 @@ def _validate(section: str, cls: type, values: dict[str, Any], places: dict[str,
         known = [each.name for each in fields(cls)]
         for problem in error.errors():
             key = str(problem["loc"][0]) if problem["loc"] else ""
-            problems.append(_explain(section, key, dict(problem), known, places))
+            problems.append(explain(section, key, dict(problem), known, places, [*homes()]))
         return None
-
-
-REASONS = {
-    "missing": "is required",
-    "bool_parsing": "expected true or false",
-    "int_parsing": "expected a whole number",
-    "int_type": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "float_parsing": "expected a number",
-    "float_type": "expected a number",
-    "finite_number": "expected a finite number",
-    "string_type": "expected text",
-    "tuple_type": "expected a list",
-    "dict_type": "expected `key: value` lines",
-}
-
-
-def _explain(section: str, key: str, problem: dict[str, Any], known: list[str], places: dict[str, Place]) -> str:
-    """Turn one pydantic error into where, key, value, reason and remedy."""
-    dotted, found = f"{section}.{key}", problem.get("input")
-    where = places.get(dotted, Place("given")) if problem["type"] != "missing" else Place("settings")
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        hint = did_you_mean(key, [*known, *homes()]) or f"; {section} has: {', '.join(known) or 'no settings'}"
-        return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){hint}"
-    if problem["type"] == "missing":
-        return f"{where}: {key} is required; give it in the file or as {key}=..."
-    reason = REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
-    if not key:  # settings of one section that contradict each other
-        return f"{section}: {reason}"
-    kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
-    hint = "; quote it if it is a name" if isinstance(found, bool) and problem["type"] == "string_type" else ""
-    return f"{where}: {where.key or key}: {reason}, found {kind}{printable(found)}{hint}"
-
-
-def _code_of(problems: Sequence[str]) -> str:
-    return "config_unknown_key" if all("unknown key" in problem for problem in problems) else "config"

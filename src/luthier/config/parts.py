@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from luthier.config.load import REASONS, adapter
+from luthier.config.load import adapter
+from luthier.config.mistakes import REASONS
 from luthier.core.errors import ConfigError
 from luthier.core.log import first_line, printable
 from luthier.core.registry import did_you_mean
