@@ -30,9 +30,10 @@ def train_on_responses_only(
 ) -> Any:
     """Mask everything but answers in the rows of `trainer`, and return it.
 
-    An answer goes from behind `response_part` up to the next `instruction_part`, or the end; both are found in the
-    chat template where they are left out, and matched as text (`force_match` changes nothing). Labels that are masked already stay so. Rows without an answer are left out,
-    counted and said. `return_function`: return the function for batches of rows instead.
+    An answer goes from behind `response_part` up to the next `instruction_part`, or the end. Both are found in the
+    chat template where they are left out, and matched as text (`force_match` changes nothing). Labels that are masked
+    already stay so. Rows without an answer are left out, counted and said. `return_function`: return the function for
+    batches of rows instead.
 
     Raises ArgumentError for one part without the other, or for parts where apply_chat_template has kept its own;
     DataError when no row has an answer, naming the part that was not found.
