@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.config.load import dump
+from luthier.config.optimizers import OPTIMIZER_SETTINGS
 from luthier.core.anatomy import decoder_layers
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
@@ -21,13 +23,14 @@ from luthier.models.load import (
     resolve,
 )
 from luthier.models.recompute import Offload, recompute_layers
-from luthier.runs.store import RunStore, read_status
+from luthier.runs.store import RunStore, read_events, read_status
 from luthier.training.metrics import peak_memory_bytes
 from luthier.training.optim import usual_rate
-from luthier.training.plot import plot_loss
+from luthier.training.reports import write_state
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer, best_checkpoint
-from luthier.workflows.build import transformers_config
+from luthier.workflows import reports
+from luthier.workflows.build import transformers_config, with_template_words
 from luthier.workflows.judges import judges_of
 from luthier.workflows.memory import look_at, plan_memory, say
 from luthier.workflows.parts import Parts, assemble
@@ -47,11 +50,7 @@ LOOP_SETTINGS_THAT_MATTER = [
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
+    *OPTIMIZER_SETTINGS,
     "max_grad_norm",
     "seed",
     "warmup_ratio",
@@ -84,7 +83,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
     judges = judges_of(config)
-    config = _with_learning_rate(config)
+    config = with_template_words(_with_learning_rate(config))
     prepare_process(config.model.threads)
     stop = StopFlag()
     torch.manual_seed(config.train.seed)
@@ -98,6 +97,11 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     ):
         if accelerator.is_main_process:
             _write_audit(run, source)
+
+        def save(folder: Path) -> None:
+            parts.save_all(folder)
+            write_state(folder, run.path, config.train, trainer.state.step, trainer.total_steps)
+
         feed = source.feed(run, stop=stop)
         trainer = Trainer(
             parts.policy,
@@ -110,7 +114,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             evaluator=feed.evaluator,
             updates_per_step=feed.updates_per_step,
             run=run,
-            save_model=parts.save_all,
+            save_model=save,
             stop=stop,
             identity=_identity(config, source),
             reference=feed.reference,
@@ -118,6 +122,8 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         )
         feed.attend(trainer)
         logger.info("plan: %s, %d steps, %s", source.size, trainer.total_steps, source.per_step)
+        if accelerator.is_main_process:
+            reports.begin(run, config, resume.step if resume is not None else 0, trainer.total_steps)
         try:
             state = trainer.fit(resume)
             return _finish(config, run, trainer, state, parts.save_model)
@@ -207,7 +213,12 @@ def _identity(config: RunConfig, source: Source) -> dict[str, Any]:
 def _finish(
     config: RunConfig, run: RunStore, trainer: Trainer, state: TrainState, save_model: Callable[[Path], None]
 ) -> TrainResult:
+    began = time.perf_counter()
     found = trainer.evaluate() if trainer.evaluate is not None else {}
+    seconds = time.perf_counter() - began
+    if found and all(event["step"] != state.step for event in read_events(run.path, "eval")):
+        values = {f"eval_{name}": value for name, value in found.items()}
+        run.event("eval", step=state.step, epoch=round(state.epoch, 4), **values)
     eval_loss = found.get("loss")
     source = (
         best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
@@ -217,8 +228,8 @@ def _finish(
         eval_loss = None if eval_loss is None else state.best_loss
     if trainer.accelerator.is_main_process:
         publish(run.path, source or run.path / f"checkpoint-{state.step}", save_model)
-        if config.train.plot_loss:
-            plot_loss(run.path)
+        ranks = trainer.accelerator.num_processes
+        reports.finish(run, config, state.step, trainer.total_steps, found, seconds, ranks)
     speed = round(state.tokens / trainer.seconds_training, 1) if trainer.seconds_training else None
     result = TrainResult(run.path, "done", state.step, state.last_loss, eval_loss, speed, peak_memory_bytes())
     run.event("done", step=state.step, eval_loss=eval_loss)
