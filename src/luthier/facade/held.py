@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.config.schema import ModelConfig
@@ -26,12 +26,8 @@ class Held:
     full_finetuning: bool = False
     checkpointing: bool | None = None
     """Whether activations shall be computed again in the backward pass; None leaves it to us."""
-    config_changes: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Entries of config.json that are other than in `files`: rotary scaling for longer rows."""
-    adapter_arguments: dict[str, Any] | None = None
-    """What get_peft_model was given."""
-    engine: Any = None
-    """What answers `fast_generate`, once it was asked."""
+    num_new_tokens: int = 0
+    """Tokens that were added to the vocabulary since."""
 
 
 def hold(model: Any, held: Held) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from luthier.config.schema import Names
+from luthier.config.values import split_commas
+from luthier.core.anatomy import decoder_layers
 from luthier.core.errors import ConfigError
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
@@ -60,6 +62,8 @@ class Lora(Tuning):
     """Name of a linear layer, or the end of its path -> its own rank."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict[str, float])
     """Name of a linear layer, or the end of its path -> its own alpha."""
+    layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(split_commas)] = ()
+    """Numbers of the decoder layers that get an addition, the first being 0; none takes all."""
     experts: bool = False
     """Train the weights of a mixture's experts with low rank too; its router stays frozen."""
     modules_to_save: Names = ()
@@ -79,12 +83,14 @@ class Lora(Tuning):
         check_rank(self.rank, sizes, "lora_rank")
         check_names(self.modules_to_save, module_names(model), "modules_to_save: module")
         self._check_patterns(model, sizes)
+        self._check_layers(model)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]  # peft takes floats too
             lora_dropout=self.dropout,
             target_modules=list(sizes),
             target_parameters=self._experts(model),
+            layers_to_transform=list(self.layers_to_transform) or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
@@ -121,6 +127,14 @@ class Lora(Tuning):
         check_names(self.alpha_pattern, ends, "alpha_pattern: target")
         for name, rank in self.rank_pattern.items():
             check_rank(rank, {name: sizes[name.rpartition(".")[2]]}, "rank_pattern")
+
+    def _check_layers(self, model: nn.Module) -> None:
+        count = len(decoder_layers(model))
+        if max(self.layers_to_transform, default=0) >= count:
+            raise ConfigError(f"layers_to_transform: this model has layers 0 to {count - 1}, and no layer "
+                              f"{max(self.layers_to_transform)}")  # fmt: skip
+        if self.layers_to_transform and self.experts:
+            raise ConfigError("layers_to_transform chooses linear layers only; leave out experts")
 
     def _experts(self, model: nn.Module) -> list[str] | None:
         if not self.experts:
