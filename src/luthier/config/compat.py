@@ -108,6 +108,11 @@ IGNORED: dict[str, str] = {
     "export_quantization_nsamples": "only export_quantization_bit reads it",
     "export_quantization_maxlen": "only export_quantization_bit reads it",
     "download_mode": "benchmarks are read from files",
+    "quantization_device_map": "`device` says where the model is",
+    "upcast_lmhead_output": "log-probabilities are computed in float32",
+    "use_v1_kernels": "luthier has kernels of its own: see `kernels`",
+    "ms_hub_token": "tokens belong into the environment; they are never written to a run directory",
+    "om_hub_token": "tokens belong into the environment; they are never written to a run directory",
     "trust_remote_code": "this model's code comes with transformers; code in the model folder needs allow_remote_code",
     "neat_packing": "packed rows never see each other",
     "save_dir": "results go into the run directory, or where --out says",
@@ -149,6 +154,8 @@ REFUSED: dict[str, str] = {
     "shift_attn": "it changes the mathematics of attention and no model is served that way",
     "mixture_of_depths": "it changes the architecture and no engine serves the result",
     "export_quantization_bit": "quantized files are GGUF here: export_format: gguf with export_quantize: q4_k_m",
+    "adapter_folder": "name each folder in adapter_name_or_path",
+    "new_special_tokens_config": "descriptions of tokens are not read; name the tokens in add_special_tokens",
     "export_legacy_format": "`.bin` files are pickles, which run code when they are read; safetensors are written",
     "export_hub_model_id": "look at the folder first, then upload it: `hf upload NAME FOLDER`",
     "vllm_config": _VLLM,
@@ -175,6 +182,8 @@ REFUSED: dict[str, str] = {
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **compat_training.ONLY,
     "num_beams": ((1,), "answers grow one token at a time, without beams"),
+    "eval_num_beams": ((1,), "answers grow one token at a time, without beams"),
+    "init_special_tokens": (("noise_init",), "rows of new tokens begin as the mean of their pieces"),
     "skip_special_tokens": ((True,), "answers are text without special tokens"),
 }
 """Key -> the values that ask for what is done anyway, and why others are refused."""
