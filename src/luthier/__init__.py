@@ -61,5 +61,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
     if _LAZY[name] in _OF_SCRIPTS:
+        import_module("luthier.core.log").setup()  # before libraries that are loud are imported
         import_module("luthier.facade.old_names").activate()
     return getattr(import_module(_LAZY[name]), name)

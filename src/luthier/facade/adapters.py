@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import set_seed
 
 from luthier.core.anatomy import decoder_layers, expert_parameters, family_of, linear_names, plain_model
@@ -108,7 +109,7 @@ def _layers(model: Any, arguments: AdapterArguments) -> tuple[int, ...]:
 
 def _targets(model: Any, arguments: AdapterArguments) -> tuple[list[str], list[str]]:
     """Return linear layers by name, and modules that learn whole."""
-    asked, there = arguments.target_modules, linear_names(model)
+    asked, there = arguments.target_modules, _linears(model)
     if asked is None or asked == "all-linear":
         names = sorted(there)
     elif isinstance(asked, str):
@@ -133,12 +134,25 @@ def _targets(model: Any, arguments: AdapterArguments) -> tuple[list[str], list[s
     return names, whole
 
 
+def _linears(model: Any) -> set[str]:
+    """Return the names of the decoder's linear layers, those under an adapter included."""
+    if not hasattr(model, "peft_config"):
+        return set(linear_names(model))
+    layers: Any = decoder_layers(model)
+    paths = [
+        path.removesuffix(".base_layer") for path, module in layers.named_modules() if isinstance(module, nn.Linear)
+    ]
+    known = family_of(plain_model(model).config.model_type).lora_targets
+    names = {path.rpartition(".")[2] for path in paths if "lora_" not in path}
+    return names & set(known) if known else names
+
+
 def _matching(model: Any, pattern: str) -> list[str]:
     """Return the names of linear layers whose paths a regular expression matches whole."""
-    found: dict[str, set[bool]] = {}
+    there, found = _linears(model), dict[str, set[bool]]()
     for path, _ in plain_model(model).named_modules():
         name = path.rpartition(".")[2]
-        if name in linear_names(model):
+        if name in there:
             found.setdefault(name, set()).add(re.fullmatch(pattern, path) is not None)
     mixed = [name for name, matches in found.items() if len(matches) == 2]
     if mixed:
