@@ -9,13 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import byte_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from luthier import train_like
+from luthier.core.errors import ConfigError
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 COUNT = 8
@@ -93,3 +95,111 @@ def test_every_step_is_that_of_trl(case: str, tiny: Path, tmp_path: Path) -> Non
     for name, parameter in twin.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(model.get_parameter(name), parameter, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["ORPO", "CPO"])
+def test_objectives_without_a_reference(kind: str, tiny: Path, tmp_path: Path) -> None:
+    from importlib import import_module
+
+    module = import_module(f"trl.experimental.{kind.lower()}")
+    rows = {**PAIRS, "prompt": ["q"] * COUNT, "chosen": [f"yes {i}" for i in range(COUNT)]}
+    model = model_of(tiny, kind, lora=True)
+
+    def made(model: Any, name: str) -> Any:
+        args = getattr(module, f"{kind}Config")(
+            output_dir=str(tmp_path / name), report_to="none", use_cpu=True, bf16=False, max_steps=2, logging_steps=1,
+            learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=4, save_strategy="no",
+        )  # fmt: skip
+        trainer = getattr(module, f"{kind}Trainer")
+        rows_here = Dataset.from_dict(rows)
+        return trainer(model=model, args=args, train_dataset=rows_here, processing_class=byte_tokenizer())
+
+    theirs, ours = made(copy.deepcopy(model), "theirs"), made(model, "ours")
+    theirs.train()
+    train_like(ours)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)
+
+
+def test_a_whole_model_is_as_it_was_but_for_its_weights(tiny: Path, tmp_path: Path) -> None:
+    model = model_of(tiny, "SFT", lora=False)
+    twin = copy.deepcopy(model)
+    attention = model.config._attn_implementation
+    settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    theirs = trainer_of("SFT", twin, TEXTS, tmp_path / "theirs")
+    theirs.train()
+    ours = trainer_of("SFT", model, TEXTS, tmp_path / "ours", gradient_checkpointing=True)
+    ours.eval_dataset = ours.train_dataset
+    for name, value in settings.items():
+        setattr(ours.args, name, value)
+    _, result = train_like(ours)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)
+    assert [line["step"] for line in ours.state.log_history if "eval_loss" in line] == [2, 4]
+    assert (result.run / "checkpoint-4" / "model.safetensors").exists()
+    assert model.config._attn_implementation == attention
+    assert not [name for name, module in model.named_modules() if "_luthier_patched" in vars(module)]
+    assert not any(getattr(layer, "gradient_checkpointing", False) for layer in model.model.layers)
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, twin(tokens).logits, atol=2e-2, rtol=2e-2)
+
+
+def test_a_model_of_the_facade(tiny: Path, tmp_path: Path) -> None:
+    from luthier import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(tiny), max_seq_length=64, load_in_4bit=False, dtype="float32"
+    )
+    model = FastLanguageModel.get_peft_model(model, r=4, target_modules=["q_proj", "lm_head"])
+    trainer = UnslothTrainer(
+        model=model, tokenizer=tokenizer, train_dataset=Dataset.from_dict(TEXTS),
+        args=UnslothTrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, learning_rate=1e-2, embedding_learning_rate=0.0, report_to="none",
+            lr_scheduler_type="constant", save_strategy="no", logging_steps=1,
+        ),
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train_like(trainer)
+    moved = {name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])}
+    assert any("q_proj" in name for name in moved)
+    assert not any("lm_head" in name for name in moved)
+    trainer.train()
+
+
+class _Mine(TrainerCallback):
+    pass
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[Any], None], str]] = {
+    "label smoothing": ({"label_smoothing_factor": 0.1}, lambda _: None, "label_smoothing_factor=0.1"),
+    "noise": ({"neftune_noise_alpha": 5.0}, lambda _: None, "neftune_noise_alpha=5.0"),
+    "loss": ({"loss_type": "dft"}, lambda _: None, "loss_type='dft'"),
+    "optimizer": ({"optim": "lion_32bit"}, lambda _: None, "optim='lion_32bit'"),
+    "callback": ({}, lambda trainer: trainer.add_callback(_Mine()), "the callback _Mine"),
+    "metrics": ({}, lambda trainer: setattr(trainer, "compute_metrics", print), "compute_metrics"),
+    "steps": ({"logging_steps": 0.5}, lambda _: None, "logging_steps=0.5"),
+    "best": ({"load_best_model_at_end": True, "eval_strategy": "steps"}, lambda _: None, "load_best_model_at_end"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_counterpart_is_refused_by_name(case: str, tiny: Path, tmp_path: Path) -> None:
+    settings, change, told = REFUSED[case]
+    rows = Dataset.from_dict(TEXTS)
+    args = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True, bf16=False, save_strategy="steps", **settings
+    )
+    model = model_of(tiny, "SFT", lora=True)
+    trainer = trl.SFTTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer()
+    )  # fmt: skip
+    change(trainer)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=told):
+        train_like(trainer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not list((tmp_path / "out").glob("*luthier*"))
+
+
+def test_only_trainers_of_trl() -> None:
+    with pytest.raises(ConfigError, match="SFTTrainer"):
+        train_like(object())
