@@ -16,12 +16,23 @@ from safetensors.torch import save_file
 
 from luthier.config.schema import RunConfig
 from luthier.core.anatomy import plain_model
+from luthier.core.errors import ModelError
 from luthier.core.log import say_once
 from luthier.core.types import Completion, Sampling
 from luthier.engines.local import LocalEngine
 from luthier.facade.held import held_of
 from luthier.facade.modes import answering
-from luthier.models.adapters import LEARNING, WEIGHTS, add_adapter, exchanged, has_adapter, load_adapter, switched_off
+from luthier.models.adapters import (
+    LEARNING,
+    WEIGHTS,
+    add_adapter,
+    exchanged,
+    facts_of,
+    has_adapter,
+    load_adapter,
+    switched_off,
+)
+from luthier.tuning.targets import has_tied_head
 from luthier.workflows.build import make_engine
 
 if TYPE_CHECKING:
@@ -176,6 +187,7 @@ def _at_work(model: Any, request: Any) -> Generator[Any]:
             with switched_off(model) if has_adapter(model) else nullcontext():
                 yield model
         elif has_adapter(model):
+            _check_beside(model, Path(request.lora_path))
             add_adapter(model, Path(request.lora_path), _ASKED)
             try:
                 with exchanged(model, _ASKED):
@@ -191,6 +203,16 @@ def _at_work(model: Any, request: Any) -> Generator[Any]:
     finally:
         for parameter in learns:
             parameter.requires_grad_(True)
+
+
+def _check_beside(model: Any, folder: Path) -> None:
+    """Raise ModelError for an adapter whose own embeddings would leave a tied head behind."""
+    if facts_of(folder).get("modules_to_save") and has_tied_head(model):
+        raise ModelError(
+            f"{folder} has embeddings of its own, and this model's head is tied to its embeddings: such an adapter "
+            "cannot stand beside another one; load it with from_pretrained, or write low-rank matrices with save_lora",
+            code="model_adapter",
+        )
 
 
 def _engine(model: Any, held: Any, request: Any) -> Any:

@@ -30,6 +30,7 @@ from luthier.models.load import ModelFiles, find, load_model, load_tokenizer, me
 from luthier.models.quantized import make_mergeable
 from luthier.models.quantized_files import other_form
 from luthier.models.reward_files import refuse_reward_model
+from luthier.models.whole import learn_in_float32
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -89,6 +90,7 @@ def load(arguments: LoadArguments) -> tuple[Any, Any]:
 
 def quicken(model: Any) -> list[str]:
     """Put kernels into a model that an ordinary trainer will train; return one line for each."""
+    learn_in_float32(model)
     make_mergeable(model)
     return lend(model)
 
