@@ -169,7 +169,6 @@ REFUSED: dict[str, str] = {
     "sglang_mem_fraction": _SGLANG,
     "sglang_tp_size": _SGLANG,
     "fp8": "needs hardware that this version does not use",
-    "ld_alpha": "all tokens of both answers count alike",
     "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
     "ppo_whiten_rewards": "advantages are whitened instead",
     "reward_model_adapters": "name the adapter's folder as reward_model; its base is found through it",
@@ -216,9 +215,15 @@ PRESETS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"model.quantization_bit": 8}, {"model.quantization": "int8"}),
     ({"tuning.name": "qlora", "model.quantization_type": "fp4"}, {"model.quantization": "fp4"}),
     ({"tuning.name": "qlora"}, {"model.quantization": "nf4"}),
+    ({"objective.name": "ppo"}, {"rollout.num_generations": 1}),
     ({"generate.do_sample": True}, {"generate.temperature": 0.95, "generate.top_p": 0.7, "generate.top_k": 50}),
 )
 """What is written -> what it sets where that is not set by name. The first that holds goes first."""
+
+TAKES: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"objective.name": "ppo"}, "rollout.max_completion_length", "generate.max_new_tokens"),
+)
+"""What is written, a setting, and the one whose value it takes where only that one is named."""
 
 MEANS: dict[str, dict[Any, Any]] = {"tuning.name": {"qlora": "lora"}}
 """Dotted key -> a word for several settings (PRESETS) -> what it is for this one."""

@@ -242,6 +242,11 @@ def _apply_presets(
                 section, _, key = dotted.partition(".")
                 if nested.setdefault(section, {}).setdefault(key, value) == value:
                     places.setdefault(dotted, places.get(next(iter(conditions)), Place("given")))
+    for conditions, dotted, other in compat.TAKES:
+        if given(other) is not None and all(given(each) == value for each, value in conditions.items()):
+            section, _, key = dotted.partition(".")
+            if nested.setdefault(section, {}).setdefault(key, given(other)) is given(other):
+                places.setdefault(dotted, places[other])
     for dotted, meanings in compat.MEANS.items():
         if _hashable(given(dotted)) and given(dotted) in meanings:
             section, _, key = dotted.partition(".")
