@@ -19,8 +19,10 @@ import jinja2
 
 from luthier.core.errors import DataError, ModelError
 from luthier.core.findings import RowError, words
+from luthier.core.log import say_once
 from luthier.core.types import Example, Message, Segment, Unit
 from luthier.data.template_input import Takes, check_tools, deep, guard, plain_messages, take, tools_of
+from luthier.data.turns import split_thought
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,6 +120,9 @@ class ChatTemplate:
         only_endings = len(example.endings) > 1 or example.desirable is not None
         for ending in example.endings:
             turns = self._with_system([*example.context, *ending])
+            if self.options.get("enable_thinking") is False:
+                kept = len(turns) - len(ending) if self.options.get("preserve_thinking") else 0
+                turns = [*turns[:kept], *_without_thoughts(turns[kept:])]
             messages, tools, special = self._guard(turns, tools_of(example.tools))
             learned_from = len(messages) - len(ending) if only_endings or self.mask_history else 0
             segments, has_end = self._segments(messages, tools, learned_from=learned_from)
@@ -271,6 +276,16 @@ class ChatTemplate:
             shift_b = sum(border + n < b for n, border in enumerate(borders))
             kept.append((token, (a - shift_a, b - shift_b)))
         return [token for token, _ in kept], [offset for _, offset in kept]
+
+
+def _without_thoughts(turns: Sequence[Message]) -> list[Message]:
+    """Return turns without thoughts: where thinking is off, the prompt has an empty one already."""
+    plain = [
+        replace(m, content=split_thought(m.content)[1], reasoning="") if m.role == "assistant" else m for m in turns
+    ]
+    if plain != list(turns):
+        say_once("enable_thinking: false: thoughts in answers are left out of the rows")
+    return plain
 
 
 def _borders(text: str, prompts: Sequence[str]) -> list[int]:
