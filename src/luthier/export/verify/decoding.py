@@ -30,6 +30,9 @@ NUM_GREEDY = 32
 MOST = 48
 """Tokens of an answer within which it may end."""
 
+NEAR = 0.01
+"""Share of the KL that a form may lose below which only tokens of almost the same probability change places."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -201,7 +204,10 @@ def check_distance(gap: Gap, form: str, gain: float | None = None) -> Check:
         f"|log p| moves {numbers['mean_logp']:.2g} (99 %: {numbers['p99_logp']:.2g}), "
         f"perplexity x {numbers['perplexity_ratio']:.4f}"
     )
-    passed = numbers["mean_kl"] <= limits.mean_kl and numbers["same_top"] >= limits.top
+    near = numbers["mean_kl"] <= NEAR * limits.mean_kl
+    if near and numbers["same_top"] < limits.top:
+        found += "; so near that which of several tokens is first says nothing"
+    passed = numbers["mean_kl"] <= limits.mean_kl and (near or numbers["same_top"] >= limits.top)
     return Check("distance", passed, found, limit, numbers)
 
 
