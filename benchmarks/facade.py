@@ -2,10 +2,10 @@
 
 python benchmarks/facade.py --rows FILE.json [--task sft|dpo] [--steps 4] [--rounds 2] [--dtypes float32 bfloat16]
 
-Rows in the form of `benchmarks/sft.py` (alpaca; 8 a step) or `benchmarks/dpo.py` (ShareGPT pairs; 4 a step), in order, cut
-at 1024 tokens; LoRA rank 16 on all linear layers. Both sides run in fresh processes by turns, in this environment, and
-differ in one call. Peak memory is counted above what the imports take; `--recompute` leaves gradient checkpointing on, as
-TRL has it.
+Rows in the form of `benchmarks/sft.py` (alpaca; 8 a step) or `benchmarks/dpo.py` (ShareGPT pairs; 4 a step), in order,
+cut at `--cutoff` tokens; LoRA rank 16 on all linear layers. Both sides run in fresh processes by turns, in this
+environment, and differ in `lend` and in how the process keeps freed memory. Peak memory is counted above what the
+imports take; `--recompute` leaves gradient checkpointing on, as TRL has it.
 """
 
 from __future__ import annotations
