@@ -61,6 +61,7 @@ def plain(tiny: Path) -> tuple[Any, Any]:
 def tuned(plain: tuple[Any, Any]) -> tuple[Any, Any]:
     """The same with an adapter that changes what it says."""
     import torch
+
     from luthier import FastLanguageModel
 
     model = FastLanguageModel.get_peft_model(plain[0], r=4, lora_alpha=8)

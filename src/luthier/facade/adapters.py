@@ -18,6 +18,7 @@ from luthier.facade.parameters import ADAPTER_IGNORED, ADAPTER_REFUSED, PROJECTI
 from luthier.models.adapters import LEARNING
 from luthier.models.load import parameter_counts
 from luthier.tuning.lora import Lora
+from luthier.tuning.targets import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +126,7 @@ def _targets(model: Any, arguments: AdapterArguments) -> tuple[list[str], list[s
             f"this model has no {', '.join(sorted(set(names) - set(there)))}; targets are {', '.join(sorted(there))}"
         )
         names = sorted(there)
+    check_names(names, there, "target_modules: linear layer")
     for wanted, part in ((arguments.finetune_attention_modules, "attention"), (arguments.finetune_mlp_modules, "mlp")):
         if not wanted:
             inside = _inside(model, part)

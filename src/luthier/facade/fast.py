@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
 
 from luthier.config.schema import RunConfig
 from luthier.core.anatomy import plain_model
@@ -20,11 +17,10 @@ from luthier.core.errors import ModelError
 from luthier.core.log import say_once
 from luthier.core.types import Completion, Sampling
 from luthier.engines.local import LocalEngine
+from luthier.facade.disk import LoraRequest
 from luthier.facade.held import held_of
 from luthier.facade.modes import answering
 from luthier.models.adapters import (
-    LEARNING,
-    WEIGHTS,
     add_adapter,
     exchanged,
     facts_of,
@@ -40,7 +36,6 @@ if TYPE_CHECKING:
 
 _ASKED = "asked for"
 """What an adapter is called while it answers."""
-_numbers = count(1)
 _engines: WeakKeyDictionary[Any, tuple[Any, LocalEngine]] = WeakKeyDictionary()
 """Model -> what its weights were when they were read last, and who read them."""
 
@@ -61,15 +56,6 @@ class SamplingParams:
     stop: str | Sequence[str] | None = None
     include_stop_str_in_output: bool = False
     repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoraRequest:
-    """An adapter that answers: what `load_lora` returns."""
-
-    lora_name: str
-    lora_path: str
-    lora_int_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,31 +224,3 @@ def _state(model: Any, request: Any) -> Any:
     sums = [float(p.detach().float().sum()) for p in parameters if p.requires_grad or request is not None]
     versions = [(p.data_ptr(), p._version) for p in parameters]
     return (request and request.lora_path, files, versions, sums)
-
-
-# ---- adapters on the disk
-
-
-def save_lora(self: Any, save_directory: str, *, adapter_name: str = LEARNING) -> None:
-    """Write the low-rank matrices alone, in peft's layout. Raises TypeError when the model has no adapter."""
-    from peft import get_peft_model_state_dict
-
-    if not hasattr(self, "peft_config"):
-        raise TypeError("save_lora: this model has no adapter; put one on it with get_peft_model")
-    state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if ".lora_" in name}
-    config = copy(self.peft_config[adapter_name])
-    config.inference_mode, config.modules_to_save = True, None
-    folder = Path(save_directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def load_lora(self: Any, save_directory: str, *, load_tensors: bool = False) -> LoraRequest:
-    """Return an adapter folder for `lora_request`. Raises OSError when there is none."""
-    del load_tensors  # tensors are read when the adapter answers
-    folder = Path(save_directory)
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter ({WEIGHTS}); save_lora writes one")
-    return LoraRequest(folder.name, str(folder), next(_numbers))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.anatomy import plain_model
+from luthier.facade.disk import load_lora, save_lora, save_pretrained
 from luthier.facade.errors import ArgumentError
-from luthier.facade.fast import fast_generate, fast_generate_batches, load_lora, save_lora
+from luthier.facade.fast import fast_generate, fast_generate_batches
 from luthier.facade.held import held_of
 from luthier.facade.modes import answering
 
@@ -79,6 +80,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "fast_generate": fast_generate,
     "fast_generate_batches": fast_generate_batches,
+    "save_pretrained": save_pretrained,
     "save_lora": save_lora,
     "load_lora": load_lora,
 }

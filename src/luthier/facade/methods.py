@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 _TABLES = ("modes", "generation", "saving")
@@ -14,7 +13,5 @@ _TABLES = ("modes", "generation", "saving")
 def attach(model: Any) -> None:
     """Bind every method to `model`. peft's models hand unknown names down, so they need methods of their own."""
     for table in _TABLES:
-        if find_spec(f"luthier.facade.{table}") is None:
-            continue
         for name, function in import_module(f"luthier.facade.{table}").METHODS.items():
             setattr(model, name, types.MethodType(function, model))
