@@ -37,7 +37,7 @@ MISTAKES = {
     "reference of sft": ("ref_model: x", "ref_model is set, but this objective compares with no reference; leave it out"),
     "prompt of pairs": ("stage: dpo\ntrain_on_prompt: true", "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out"),
     "stream beforehand": ("stage: dpo\nstreaming: true\nmax_steps: 3\nprecompute_reference: true", "precompute_reference: true needs all rows beforehand, but streaming: true reads them while training; leave one of them out"),
-    "ld_alpha": ("ld_alpha: 0.5", "f.yaml:2: ld_alpha is not supported: all tokens of both answers count alike"),
+    "shift_attn": ("shift_attn: true", "f.yaml:2: shift_attn is not supported: it changes the mathematics of attention and no model is served that way"),
     "best without rows": ("load_best_model_at_end: true", "load_best_model_at_end needs evaluation rows; set val_size or eval_dataset"),
 }  # fmt: skip
 

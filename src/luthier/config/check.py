@@ -112,12 +112,17 @@ RULES: tuple[Rule, ...] = (
         "streaming: true reads rows one by one, but here each prompt also gets the answer of another row; leave it out",
     ),
     (
+        lambda c: c.train.precompute_reference is True and "distribution" in c.objective.needs,
+        "precompute_reference: true keeps one number for each token, but use_asft_loss compares whole distributions; "
+        "leave precompute_reference out",
+    ),
+    (
         lambda c: c.data.streaming and c.train.precompute_reference is True,
         "precompute_reference: true needs all rows beforehand, but streaming: true reads them while training; "
         "leave one of them out",
     ),
     (
-        lambda c: c.model.ref_model is not None and "reference" not in c.objective.needs,
+        lambda c: c.model.ref_model is not None and not c.objective.needs & {"reference", "distribution"},
         "ref_model is set, but this objective compares with no reference; leave it out",
     ),
     (

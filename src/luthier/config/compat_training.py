@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "label_smoothing_factor": "objective.label_smoothing_factor",
+    "asft_alpha": "objective.asft_alpha",
+    "eaft_alpha": "objective.eaft_alpha",
+    "ld_alpha": "objective.ld_alpha",
+}
 
 SWITCHES: dict[str, tuple[str, Any]] = {
     "use_galore": ("train.optim", "galore_adamw"),
@@ -15,6 +20,9 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "use_badam": ("train.optim", "badam"),
     "use_adam_mini": ("train.optim", "adam_mini"),
     "use_muon": ("train.optim", "muon"),
+    "use_dft_loss": ("objective.token_loss", "dft"),
+    "use_asft_loss": ("objective.token_loss", "asft"),
+    "use_eaft_loss": ("objective.token_loss", "eaft"),
 }
 
 IGNORED: dict[str, str] = {

@@ -78,7 +78,7 @@ class PackedBatch:
     """[N] int64, 0..S-1."""
     num_segments: int
     streams: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """[N] each: "ref_logp", "old_logp", "advantage" and the like."""
+    """[N] each: "ref_logp", "old_logp", "advantage" and the like; "ref_hidden" is [N, D]."""
     tags: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[S] each: "desirable", "group" and the like."""
     origins: tuple[str, ...] = ()
@@ -136,6 +136,14 @@ class Scores:
     """[N] entropy of the predicted distribution, in nats."""
     value: Tensor | None = None
     """[N] value or reward head, read where the prediction is made, float32."""
+    mean_logp: Tensor | None = None
+    """[N] mean of log p over the vocabulary, in nats."""
+    top_entropy: Tensor | None = None
+    """[N] entropy of the 20 most probable tokens alone, brought to sum 1, in nats; without gradient."""
+    divergence: Tensor | None = None
+    """[N] KL of the predicted distribution from the reference's: sum of q (log q - log p), in nats."""
+    correct: Tensor | None = None
+    """[N] 1 where the target is the most probable token, else 0."""
     balance: Tensor | None = None
     """Scalar load-balancing loss of a mixture of experts, for an average token."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from luthier.core.batch import Loss, PackedBatch, Scores
     from luthier.core.types import Answer, Completion, Example, Message, Prompt, RowKind, Sampling
 
-Need = Literal["reference", "value", "baseline", "rollouts"]
-"""reference: the stream "ref_logp"; value: a value head; baseline: the tag "baseline", the mean log-ratio of mismatched
-answers; rollouts: rows are prompts, answered while training."""
-Read = Literal["logp", "entropy", "value"]
+Need = Literal["reference", "distribution", "value", "baseline", "rollouts"]
+"""reference: the stream "ref_logp"; distribution: the stream "ref_hidden", and the reference's head beside the policy;
+value: a value head; baseline: the tag "baseline", the mean log-ratio of mismatched answers; rollouts: rows are prompts,
+answered while training."""
+Read = Literal["logp", "entropy", "value", "mean_logp", "top_entropy", "divergence", "correct"]
 """What of the policy's scores an objective looks at."""
 Packing = Literal["forest", "mask", "alone"]
 """forest: our attention reads the spans; mask: the model's own attention gets a dense mask; alone: each segment is a
@@ -31,8 +32,11 @@ class Objective(Protocol):
         """What the trainer must prepare."""
         ...
 
-    reads: ClassVar[frozenset[Read]]
-    """What the policy must compute."""
+    @property
+    def reads(self) -> frozenset[Read]:
+        """What the policy must compute."""
+        ...
+
     rows: ClassVar[RowKind]
     """What it learns from."""
     segments_per_unit: ClassVar[int]

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from luthier.core.anatomy import angles_move_from, at_work, backbone_of, packing_of, plain_model
+from luthier.core.anatomy import angles_move_from, backbone_of, packing_of, plain_model
 from luthier.core.batch import PackedBatch, Scores, Spans
 from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
 from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
+from luthier.models.distribution import WIDE, Head, read_distribution
 from luthier.models.patch import FOREST
 from luthier.models.routing import watched
 from luthier.models.virtual import Virtual, virtual_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from luthier.core.protocols import Read
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
@@ -52,6 +54,8 @@ class Policy(nn.Module):
         """Reads a value from the hidden states of this model."""
         self.critic: Policy | None = None
         """A model of its own that says the value instead."""
+        self.compared: Callable[[], Head] | None = None
+        """Returns the head of the model whose distributions "divergence" compares with."""
         self.temperature = 1.0
         """Log-probabilities and entropy are those of softmax(logits / temperature)."""
         self.autocast, self.chunk_bytes, self.offload = autocast, chunk_bytes, offload
@@ -60,7 +64,7 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch, *, reads: frozenset[Read] = frozenset({"logp"})) -> Scores:
         """Return what `reads` names of the wanted predictions, [N] each, float32, log-probabilities in nats.
 
-        Only that is computed: without "logp" and "entropy" the output head is left alone.
+        Only that is computed: for "value" alone the output head is left alone.
         """
         value_N = None
         if "value" in reads and self.critic is not None:
@@ -71,9 +75,9 @@ class Policy(nn.Module):
         hidden_TD, routes = self._hidden(batch)
         hidden_ND = hidden_TD.index_select(0, batch.rows)
         scores = Scores(logp=_nothing(batch))
-        if reads & {"logp", "entropy"}:
+        if reads - {"value"}:
             rows_ND = hidden_ND.to(self.autocast or hidden_ND.dtype)
-            scores = self._score(rows_ND, batch.targets, with_entropy="entropy" in reads)
+            scores = self._score(rows_ND, batch, reads)
         scores = replace(scores, value=self._value(hidden_ND) if "value" in reads else value_N)
         if routes is None or not routes.logits_TE:
             return scores
@@ -153,21 +157,24 @@ class Policy(nn.Module):
         }
         return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
-    def _score(self, hidden_ND: Tensor, targets_N: Tensor, *, with_entropy: bool) -> Scores:
+    def _score(self, hidden_ND: Tensor, batch: PackedBatch, reads: frozenset[Read]) -> Scores:
         plain = plain_model(self.model)
-        head, config = at_work(plain.get_output_embeddings()), plain.config
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        # cap/T tanh((scale/T) z / (cap/T)) = cap tanh(scale z / cap) / T: divided behind the cap, as in sampling.
-        scale, softcap = scale / self.temperature, None if softcap is None else softcap / self.temperature
-        if type(head) is not nn.Linear:
-            return _score_through(head, hidden_ND, targets_N, scale, softcap)
-        weight_VD = head.weight.to(hidden_ND.dtype)
-        packed = config._attn_implementation == FOREST
+        head = Head.of(self.model, self.temperature)
+        if reads & WIDE or not head.is_plain:
+            rows = max(8, self.chunk_bytes // (4 * plain.config.get_text_config().vocab_size))
+            other = (self.compared(), batch.streams["ref_hidden"]) if self.compared and "divergence" in reads else None
+            return read_distribution(head, hidden_ND, batch.targets, reads, rows=rows, other=other)
+        weight_VD = head.module.weight.to(hidden_ND.dtype)
+        packed = plain.config._attn_implementation == FOREST
         call = LINEAR_LOGPROBS.choose(hidden_ND.device.type)[1] if packed else LINEAR_LOGPROBS.reference
-        options = head.bias, scale, softcap, with_entropy, self.chunk_bytes
-        logp_N, entropy_N = call(hidden_ND, weight_VD, targets_N, *options)
+        options = head.module.bias, head.scale, head.softcap, "entropy" in reads, self.chunk_bytes
+        logp_N, entropy_N = call(hidden_ND, weight_VD, batch.targets, *options)
         return Scores(logp=logp_N, entropy=entropy_N)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the hidden states that make the wanted predictions, [N, D], in the number format of the head."""
+        hidden_ND = self._hidden(batch)[0].index_select(0, batch.rows)
+        return hidden_ND.to(self.autocast or hidden_ND.dtype)
 
 
 def _nothing(batch: PackedBatch) -> Tensor:
@@ -185,22 +192,3 @@ def _dense_mask(spans: Spans, window: int | None, dtype: torch.dtype) -> Tensor:
         position_T = positions_of(spans)
         visible_TT &= position_T[:, None] - position_T[None, :] < window
     return torch.zeros(visible_TT.shape, dtype=dtype).masked_fill_(~visible_TT, torch.finfo(dtype).min)[None, None]
-
-
-def _score_through(
-    head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, scale: float, softcap: float | None
-) -> Scores:
-    """Score with a head that is no plain linear layer (an adapter sits on it), 128 rows at a time."""
-
-    def chunk(h_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = head(h_CD).float() * scale
-        if softcap is not None:
-            logits_CV = softcap * torch.tanh(logits_CV / softcap)
-        logp_CV = torch.log_softmax(logits_CV, -1)
-        return logp_CV.gather(1, targets_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(-1)
-
-    parts: list[Any] = [
-        checkpoint(chunk, hidden_ND[i : i + 128], targets_N[i : i + 128], use_reentrant=False)
-        for i in range(0, max(1, len(targets_N)), 128)
-    ]
-    return Scores(logp=torch.cat([part[0] for part in parts]), entropy=torch.cat([part[1] for part in parts]))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from luthier.models.adapters import add_adapter, exchanged, keep_start, switched_off
+from luthier.models.distribution import Head, frozen_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from luthier.core.batch import PackedBatch
     from luthier.models.policy import Policy
 
+_Answer = TypeVar("_Answer")
 NAME = "reference"
 """What the second copy of an adapter is called inside the model."""
 
@@ -41,15 +43,26 @@ class Reference:
         self.files = files
         """Folders that hold what it is made of."""
 
-    @torch.no_grad()
     def logp(self, batch: PackedBatch) -> Tensor:
         """Return log-probabilities of the wanted targets, [N], in nats."""
+        return self._ask(lambda policy: policy(batch).logp)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the hidden states that make the wanted predictions, [N, D]."""
+        return self._ask(lambda policy: policy.hidden(batch))
+
+    def head(self) -> Head:
+        """Return what makes logits of these. Raises ModelError when an adapter sits on it."""
+        return self._ask(lambda policy: frozen_head(policy.model))
+
+    @torch.no_grad()
+    def _ask(self, what: Callable[[Policy], _Answer]) -> _Answer:
         self._policy = policy = self._policy or self._load()
         was_training = policy.training
         policy.eval()
         try:
             with self._borrow():
-                return policy(batch).logp
+                return what(policy)
         finally:
             policy.train(was_training)
 

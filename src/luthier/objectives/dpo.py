@@ -12,7 +12,16 @@ from pydantic import Field
 
 from luthier.core.protocols import Need
 from luthier.core.registry import OBJECTIVES
-from luthier.objectives.pairs import PairLoss, PairSettings, both, check_smoothing, pair_loss, sums_and_means, watched
+from luthier.objectives.pairs import (
+    PairLoss,
+    PairSettings,
+    beyond_shorter,
+    both,
+    check_smoothing,
+    pair_loss,
+    sums_and_means,
+    watched,
+)
 
 if TYPE_CHECKING:
     from luthier.core.batch import Loss, PackedBatch, Scores
@@ -36,16 +45,21 @@ class Dpo(PairSettings):
     """Share of pairs whose label is assumed to be flipped; for sigmoid (then cDPO) and robust."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answer's negative log-likelihood, mean over its tokens, added to the loss."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of tokens beyond the length of the shorter answer; below 1, length counts less (arXiv:2409.06411)."""
 
     def __post_init__(self) -> None:
         check_smoothing(self.loss, self.label_smoothing)
+        if self.ld_alpha < 1 and self.loss == "ipo":
+            raise ValueError("ld_alpha weighs sums over tokens, but the loss ipo takes means; leave one of them out")
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""
         from luthier.core.batch import Loss  # needs torch, which reading settings does not
 
         assert "ref_logp" in batch.streams, "the trainer annotates batches with the reference's log-probabilities"
-        ratio_S, mean_ratio_S = sums_and_means(batch, scores.logp - batch.streams["ref_logp"])
+        weighed_N = beyond_shorter(batch, self.ld_alpha)
+        ratio_S, mean_ratio_S = sums_and_means(batch, weighed_N * (scores.logp - batch.streams["ref_logp"]))
         logp_S, mean_logp_S = sums_and_means(batch, scores.logp)
         chosen_P, rejected_P = both(mean_ratio_S if self.loss == "ipo" else ratio_S)
         loss_P = pair_loss(self.loss, chosen_P - rejected_P, self.beta, self.label_smoothing)

@@ -64,6 +64,20 @@ def sums_and_means(batch: PackedBatch, x_N: Tensor) -> tuple[Tensor, Tensor]:
     return sum_S, sum_S / batch.sum_by_segment(batch.weight)
 
 
+def beyond_shorter(batch: PackedBatch, alpha: float) -> Tensor | float:
+    """Return 1 for the tokens of an answer up to the length of the shorter one of its pair, `alpha` behind, [N]."""
+    if alpha == 1:
+        return 1.0
+    import torch  # which reading settings does not need
+
+    length_S = batch.sum_by_segment(torch.ones_like(batch.weight)).long()
+    shorter_S = length_S.view(-1, 2).amin(1).repeat_interleave(2)
+    # Predictions lie in the order of segments: a token's place is its index less those of the segments before it.
+    first_S = length_S.cumsum(0) - length_S
+    place_N = torch.arange(len(batch.weight), device=batch.weight.device) - first_S[batch.segment_ids]
+    return torch.where(place_N < shorter_S[batch.segment_ids], 1.0, alpha).to(batch.weight)
+
+
 def watched(reward_S: Tensor, logp_S: Tensor, count: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return rewards, their margins, and log-probabilities of whole answers, as sums over pairs."""
     logps = {f"logps/{name}": (x_P.sum(), count) for name, x_P in zip(_SIDES, both(logp_S.detach()), strict=True)}

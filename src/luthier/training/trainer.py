@@ -62,8 +62,11 @@ class Trainer:
         self.objective, self.config, self.accelerator = objective, config, accelerator
         self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
         self.save_model, self.reference = save_model, reference
+        if reference is not None and "distribution" in objective.needs:
+            policy.compared = reference.head
         self.parameters = learning_parameters(policy)
         self.total_steps = total_steps(config, loader)
+        self.eval_parts = {} if eval_loader is None else {"": eval_loader}
         self.evaluate = evaluator or (None if eval_loader is None else self.evaluate_rows)
         """Returns metrics on held-out rows, where there are some."""
         updates = self.total_steps * updates_per_step
@@ -159,6 +162,9 @@ class Trainer:
         if "reference" in self.objective.needs and STREAM not in here.streams:
             assert self.reference is not None, "the objective needs a reference"
             here = here.with_stream(STREAM, self.reference.logp(here))
+        if "distribution" in self.objective.needs:
+            assert self.reference is not None, "the objective needs a reference"
+            here = here.with_stream("ref_hidden", self.reference.hidden(here))
         return here
 
     def train_step(self, batches: Sequence[PackedBatch], *, only_critic: bool = False) -> dict[str, float]:
@@ -231,17 +237,22 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate_rows(self) -> dict[str, float]:
-        """Return loss and metrics on the evaluation rows, each one mean over all of them."""
-        assert self.eval_loader is not None
-        means = Means()
+        """Return loss and metrics on the evaluation rows, each one mean over all of them; and the loss of each part."""
+        means, parts = Means(), {name: Means() for name in self.eval_parts}
         self.policy.eval()
-        for batch in self._until_stopped(self.eval_loader.batches()):
-            (here,) = self.annotate_window([batch])
-            loss = self.objective(self.policy(here, reads=self.objective.reads), here)
-            means.add({"loss": (loss.total, self.objective.count(here)), **loss.metrics})
+        for name, loader in self.eval_parts.items():
+            for batch in self._until_stopped(loader.batches()):
+                (here,) = self.annotate_window([batch])
+                loss = self.objective(self.policy(here, reads=self.objective.reads), here)
+                count = self.objective.count(here)
+                means.add({"loss": (loss.total, count), **loss.metrics})
+                parts[name].add({"loss": (loss.total, count)})
         self.policy.train()
         means.agree(gather_object)
-        return means.take(self._sum)
+        found = means.take(self._sum)
+        if len(parts) > 1:
+            found |= {f"{name}_loss": each.take(self._sum)["loss"] for name, each in parts.items()}
+        return found
 
     def _until_stopped(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
         for batch in batches:

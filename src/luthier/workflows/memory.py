@@ -112,7 +112,7 @@ def plan_memory(
         "weights": _weight_bytes(model, placement, learning=learning, every=every),
         "optimizer": int(found.optimizer_bytes.at(layers)),
     }
-    if "reference" in config.objective.needs and learning == every and config.model.ref_model is None:
+    if config.objective.needs & {"reference", "distribution"} and learning == every and config.model.ref_model is None:
         fixed["reference"] = _weight_bytes(model, placement, learning=0, every=every)
 
     def parts(recomputed: int) -> dict[str, int]:

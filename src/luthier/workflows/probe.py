@@ -11,6 +11,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from luthier.core.batch import PackedBatch
+from luthier.models.distribution import Head
 from luthier.models.foreign import is_own_code, read_layout
 from luthier.models.load import put_kernels
 from luthier.models.patch import attention_for, register_attention
@@ -165,8 +167,11 @@ def _measure(
     recompute_layers(model, layers if recompute else 0)
     head = make_head(model, 0) if only_grades(config.objective.needs) else None
     policy = Policy(model, autocast=placement.autocast, chunk_bytes=chunk_bytes, value_head=head).train()
+    if "distribution" in config.objective.needs:
+        policy.compared = partial(Head.of, model)
     optimizer = make_optimizer(config.train, learning_parameters(policy), model=policy)
-    here = {name: _annotated(getattr(batches, name), config).to(placement.device) for name in ("largest", "typical")}
+    both = {name: getattr(batches, name).to(placement.device) for name in ("largest", "typical")}
+    here = {name: _annotated(batch, config, policy) for name, batch in both.items()}
 
     def forward_backward(name: str) -> None:
         config.objective(policy(here[name], reads=config.objective.reads), here[name]).total.backward()
@@ -221,12 +226,16 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     return model
 
 
-def _annotated(batch: PackedBatch, config: RunConfig) -> PackedBatch:
-    if "baseline" in config.objective.needs:
-        batch = batch.with_tag("baseline", torch.zeros(batch.num_segments))
-    if "reference" not in config.objective.needs or "ref_logp" in batch.streams:
+def _annotated(batch: PackedBatch, config: RunConfig, policy: Policy) -> PackedBatch:
+    needs = config.objective.needs
+    if "baseline" in needs:
+        batch = batch.with_tag("baseline", batch.weight.new_zeros(batch.num_segments))
+    if "distribution" in needs:
+        with torch.no_grad():
+            batch = batch.with_stream("ref_hidden", policy.hidden(batch))
+    if "reference" not in needs or "ref_logp" in batch.streams:
         return batch
-    return batch.with_stream("ref_logp", torch.zeros(len(batch.rows)))
+    return batch.with_stream("ref_logp", torch.zeros_like(batch.weight))
 
 
 def _seconds(step: Callable[[], None]) -> float:

@@ -39,7 +39,7 @@ def make_reference(
     `began`: what the run trains on, and the adapter that it goes on with. Raises ModelError when `ref_model` has
     another tokenizer.
     """
-    if "reference" not in config.objective.needs:
+    if not config.objective.needs & {"reference", "distribution"}:
         return None
     below, continued = began
     files = below if config.model.ref_model is None else resolve(config.model.ref_model)
@@ -88,7 +88,7 @@ def score_beforehand(
     config: RunConfig, data: Data, loader: Loader, reference: Reference | None, *, accelerator: Any, stop: StopFlag
 ) -> Reference | None:
     """Score all rows now where that is asked for or pays; return the reference if it is still needed afterwards."""
-    if reference is None or data.train is None or not _pays(config, loader):
+    if reference is None or data.train is None or "distribution" in config.objective.needs or not _pays(config, loader):
         return reference
     rows = config.train.per_device_train_batch_size
     for store in {id(s): s for s in (data.train, data.held_out) if s is not None}.values():
