@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.config import compat_training
+from luthier.config import compat_machines, compat_training
 
 RENAMED: dict[str, str] = {
     **compat_training.RENAMED,
@@ -82,6 +82,7 @@ VALUES: dict[str, dict[Any, Any]] = {
 
 IGNORED: dict[str, str] = {
     **compat_training.IGNORED,
+    **compat_machines.IGNORED,
     "overwrite_cache": "cached tokens are keyed by what they were made from",
     "preprocessing_num_workers": "tokenizing runs in the tokenizer's own threads",
     "preprocessing_batch_size": "tokenizing chooses its own batches",
@@ -93,8 +94,8 @@ IGNORED: dict[str, str] = {
     "flash_attn": "attention over packed rows is chosen from what is here",
     "enable_liger_kernel": "luthier has kernels of its own: see `kernels`",
     "use_unsloth": "luthier has kernels of its own: see `kernels`",
-    "use_unsloth_gc": "see gradient_checkpointing",
-    "use_reentrant_gc": "see gradient_checkpointing",
+    "use_unsloth_gc": "gradient_checkpointing and memory_budget say what is computed again",
+    "use_reentrant_gc": "gradient_checkpointing and memory_budget say what is computed again",
     "use_kv_cache": "generation always uses one",
     "print_param_status": "`luthier estimate` prints what learns",
     "cache_dir": "set HF_HOME or LUTHIER_CACHE instead",
@@ -123,8 +124,8 @@ IGNORED: dict[str, str] = {
     "ignore_pad_token_for_loss": "there is no padding",
     "remove_unused_columns": "rows become examples; no columns remain",
     "logging_dir": "trackers write into the run directory",
-    "logging_strategy": "see logging_steps",
-    "logging_first_step": "see logging_steps",
+    "logging_strategy": "logging_steps alone says when a line is written",
+    "logging_first_step": "logging_steps alone says when a line is written",
     "greater_is_better": "the best checkpoint is the one with the lowest eval_loss",
     "full_determinism": "runs on a processor are bit-identical anyway",
     "pissa_convert": "such adapters are always written for the weights as they were",
@@ -148,6 +149,7 @@ IGNORED |= dict.fromkeys(
 
 REFUSED: dict[str, str] = {
     **compat_training.REFUSED,
+    **compat_machines.REFUSED,
     "deepspeed": "start with `accelerate launch --use_deepspeed -m luthier train FILE` instead",
     "fsdp": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
@@ -168,7 +170,6 @@ REFUSED: dict[str, str] = {
     "sglang_maxlen": _SGLANG,
     "sglang_mem_fraction": _SGLANG,
     "sglang_tp_size": _SGLANG,
-    "fp8": "needs hardware that this version does not use",
     "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
     "ppo_whiten_rewards": "advantages are whitened instead",
     "reward_model_adapters": "name the adapter's folder as reward_model; its base is found through it",
