@@ -203,3 +203,39 @@ def test_what_has_no_counterpart_is_refused_by_name(case: str, tiny: Path, tmp_p
 def test_only_trainers_of_trl() -> None:
     with pytest.raises(ConfigError, match="SFTTrainer"):
         train_like(object())
+
+
+def test_grpo(tiny: Path, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"prompt": f"count to {i}", "answer": str(i)} for i in range(4)])
+    seen: list[tuple[str, str]] = []
+
+    def has_answer(prompts: Any, completions: Any, answer: list[str], **_: Any) -> list[float]:
+        seen.extend(zip(prompts, answer, strict=True))
+        return [float(len(set(text))) for text in completions]
+
+    def nothing(completions: Any, **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, max_steps=3, logging_steps=1,
+        per_device_train_batch_size=4, num_generations=4, max_completion_length=8, learning_rate=1e-2, beta=0.04,
+        use_bias_correction_kl=False, loss_type="dr_grpo", scale_rewards="none", save_strategy="no",
+        reward_weights=[0.5, 1.0],
+    )  # fmt: skip
+    model = model_of(tiny, "GRPO", lora=True)
+    trainer = trl.GRPOTrainer(
+        model=model, args=args, train_dataset=rows, processing_class=byte_tokenizer(), reward_funcs=[has_answer, nothing]
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trained, result = train_like(trainer)
+    assert (trained, result.steps) == (model, 3)
+    assert len(seen) == 12
+    assert all(prompt == f"count to {answer}" for prompt, answer in seen)
+    assert len(set(seen)) == 3
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+    line = trainer.state.log_history[0]
+    assert line["reward/has_answer"] == pytest.approx(2 * line["reward"], rel=1e-3)
+
+    args.num_iterations, args.min_p = 2, 0.1
+    with pytest.raises(ConfigError, match=r"min_p=0\.1"):
+        train_like(trainer)

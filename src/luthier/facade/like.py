@@ -13,6 +13,7 @@ import torch
 from luthier.core.anatomy import at_work, decoder_layers, packing_of, plain_model
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger
+from luthier.facade.like_rollouts import rollouts_of
 from luthier.facade.like_rows import LikeLoader, read_like
 from luthier.facade.like_settings import KINDS, config_of, objective_of, refuse_foreign
 from luthier.kernels.cpu import prepare_process
@@ -26,10 +27,11 @@ from luthier.training.metrics import peak_memory_bytes
 from luthier.training.stop import StopFlag, listening
 from luthier.training.trainer import Trainer
 from luthier.workflows.run_directory import Holding
+from luthier.workflows.sources import Feed
 from luthier.workflows.train import TrainResult
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from luthier.config.schema import RunConfig
 
@@ -49,40 +51,40 @@ class Trained(NamedTuple):
 def train_like(trainer: Any) -> Trained:
     """Train what a trainer of TRL was given (model, rows, settings) with our own loop, in the trainer's order of rows.
 
-    Takes SFTTrainer, DPOTrainer, ORPOTrainer, CPOTrainer, KTOTrainer and RewardTrainer, and those made from them. The
-    model learns in place; `trainer.state` has the log and the number of steps; a run directory lies in the trainer's
-    output_dir. Raises ConfigError, before anything is changed, for whatever our loop has no counterpart for.
+    Takes SFTTrainer, DPOTrainer, ORPOTrainer, CPOTrainer, KTOTrainer, RewardTrainer, GRPOTrainer, and those made from
+    them. The model learns in place; `trainer.state` has the log and the number of steps; a run directory lies in the
+    trainer's output_dir. Raises ConfigError, before anything is changed, for whatever our loop has no counterpart for.
     """
     kind = _kind_of(trainer)
     refuse_foreign(trainer, kind)
     objective = objective_of(trainer, kind)
     folder = new_run_path(Path(trainer.args.output_dir), "luthier")
     config = config_of(trainer, kind, str(folder), objective)
-    units = read_like(trainer, trainer.train_dataset, kind)
-    held_out = read_like(trainer, trainer.eval_dataset, kind) if config.train.eval_strategy != "no" else None
     prepare_process(torch.get_num_threads())
-    torch.manual_seed(trainer.args.seed)
-    order = _order_of(trainer)
-    loader = LikeLoader(units, order, config.train.gradient_accumulation_steps)
-    eval_loader = None if held_out is None else LikeLoader(held_out, _in_turn(held_out, config), 1)
+    feed_of = rollouts_of(trainer) if kind == "GRPOTrainer" else _rows_of(trainer, config, kind)
     with _at_work(trainer.model, config), _float_head(trainer.model, kind) as head:
         policy = Policy(trainer.model, autocast=_autocast(trainer), value_head=head)
-        return _run(trainer, config, policy, loader, eval_loader)
+        return _run(trainer, config, policy, feed_of)
+
+
+def _rows_of(trainer: Any, config: RunConfig, kind: str) -> Callable[..., Feed]:
+    """Return what makes loaders over the rows that the trainer prepared."""
+    units = read_like(trainer, trainer.train_dataset, kind)
+    held_out = read_like(trainer, trainer.eval_dataset, kind) if config.train.eval_strategy != "no" else None
+    torch.manual_seed(trainer.args.seed)
+    loader = LikeLoader(units, _order_of(trainer), config.train.gradient_accumulation_steps)
+    eval_loader: Any = None if held_out is None else LikeLoader(held_out, _in_turn(held_out, config), 1)
+    return lambda config, policy, run, accelerator, reference: Feed(loader, eval_loader, reference)
 
 
 def _kind_of(trainer: Any) -> str:
     for cls in type(trainer).__mro__:
         if cls.__name__ in KINDS and cls.__module__.startswith("trl."):
             return cls.__name__
-    raise ConfigError(
-        f"train_like takes a trainer of TRL ({', '.join(KINDS)}), and not a {type(trainer).__name__}; "
-        "for answers that are graded while training use `luthier train` with stage: grpo"
-    )
+    raise ConfigError(f"train_like takes a trainer of TRL ({', '.join(KINDS)}), and not a {type(trainer).__name__}")
 
 
-def _run(
-    trainer: Any, config: RunConfig, policy: Policy, loader: LikeLoader, eval_loader: LikeLoader | None
-) -> Trained:
+def _run(trainer: Any, config: RunConfig, policy: Policy, feed_of: Callable[..., Feed]) -> Trained:
     from accelerate import Accelerator
     from accelerate.utils import AutocastKwargs
 
@@ -101,22 +103,28 @@ def _run(
         listening(stop, lambda number: run.set_status("stopped", stop_reason=f"signal {number}")),
     ):
         run.listeners.append(partial(_take_down, trainer))
+        reference = _reference(trainer, policy) if "reference" in config.objective.needs else None
+        feed = feed_of(config, policy, run, accelerator, reference)
         loop = Trainer(
             policy,
             config.objective,
             config.train,
             rate_of=partial(_rate_of, trainer),
             accelerator=accelerator,
-            loader=loader,
-            eval_loader=eval_loader,  # pyright: ignore[reportArgumentType]  it has the batches that are asked for
+            loader=feed.loader,
+            eval_loader=feed.eval_loader,
             run=run,
             save_model=partial(_save, trainer),
             stop=stop,
             identity={},
-            reference=_reference(trainer, policy) if "reference" in config.objective.needs else None,
+            reference=reference,
         )
-        logger.info("plan: %d rows, %d steps, in the order of the trainer", len(loader.units), loop.total_steps)
-        state = loop.fit()
+        feed.attend(loop)
+        logger.info("plan: %d steps", loop.total_steps)
+        try:
+            state = loop.fit()
+        finally:
+            feed.close()
         speed = round(state.tokens / loop.seconds_training, 1) if loop.seconds_training else None
         found = {"train_loss": state.last_loss, "eval_loss": state.last_eval_loss, "tokens_per_second": speed}
         run.set_status("done", step=state.step, total=loop.total_steps, peak_memory_bytes=peak_memory_bytes(), **found)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from luthier.config.rollout import RolloutConfig
 from luthier.config.schema import DataConfig, ModelConfig, RunConfig
 from luthier.config.training import TrainConfig
 from luthier.core.errors import ConfigError
 from luthier.core.log import say_once
+from luthier.facade.like_rollouts import grpo_of, rollout_of
 from luthier.objectives.cpo import Cpo
 from luthier.objectives.dpo import Dpo
 from luthier.objectives.kto import Kto
@@ -116,6 +118,7 @@ def config_of(trainer: Any, kind: str, folder: str, objective: Any) -> RunConfig
         tuning=_tuning(model),
         objective=objective,
         train=train,
+        rollout=rollout_of(args) if "rollouts" in objective.needs else RolloutConfig(),
     )
 
 
@@ -202,6 +205,7 @@ _OBJECTIVES: Mapping[str, Callable[[Any], Any]] = {
     "CPOTrainer": _cpo,
     "KTOTrainer": _kto,
     "RewardTrainer": _reward,
+    "GRPOTrainer": grpo_of,
 }
 KINDS = tuple(_OBJECTIVES)
 """Trainers that our loop can stand in for."""
