@@ -5,7 +5,7 @@
 # make bench-learning   train the examples of alignment and write down whether they learn
 # make bench-gpu   everything about an NVIDIA GPU: kernels checked and timed, training, decoding
 # make matrix  run every objective x tuning x quantization x family and write docs/matrix.md
-# make docs    write docs/reference.md, docs/models.md and the table of docs/runs.md from the declarations
+# make docs    write docs/reference.md, docs/models.md, docs/llamafactory.md and the table of docs/runs.md from the declarations
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -103,6 +103,7 @@ docs: install
 	$(BIN)/python docs/make_models.py
 	$(BIN)/python docs/make_templates.py
 	$(BIN)/python docs/make_rules.py
+	$(BIN)/python docs/make_dialect.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) .tokenizers
