@@ -43,7 +43,7 @@ def save_lora(self: Any, save_directory: str, *, adapter_name: str = LEARNING) -
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_lora(self: Any, save_directory: str, load_tensors: bool = False) -> LoraRequest:  # noqa: FBT001
+def load_lora(self: Any, save_directory: str, load_tensors: bool = False) -> LoraRequest:
     """Return an adapter folder for `lora_request`. Raises OSError when there is none."""
     del load_tensors  # tensors are read when the adapter answers
     folder = Path(save_directory)
