@@ -174,6 +174,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Any], None], str]] = {
     "noise": ({"neftune_noise_alpha": 5.0}, lambda _: None, "neftune_noise_alpha=5.0"),
     "loss": ({"loss_type": "dft"}, lambda _: None, "loss_type='dft'"),
     "optimizer": ({"optim": "lion_32bit"}, lambda _: None, "optim='lion_32bit'"),
+    "schedule": ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, lambda _: None, "plateau"),
     "callback": ({}, lambda trainer: trainer.add_callback(_Mine()), "the callback _Mine"),
     "metrics": ({}, lambda trainer: setattr(trainer, "compute_metrics", print), "compute_metrics"),
     "steps": ({"logging_steps": 0.5}, lambda _: None, "logging_steps=0.5"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from luthier.config.rollout import RolloutConfig
 from luthier.config.schema import DataConfig, ModelConfig, RunConfig
-from luthier.config.training import TrainConfig
+from luthier.config.training import Schedule, TrainConfig
 from luthier.core.errors import ConfigError
 from luthier.core.log import say_once
 from luthier.facade.like_rollouts import grpo_of, rollout_of
@@ -45,6 +45,18 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "precompute_ref_log_probs": (False,), "alpha": (0.0,), "optim_args": (None, ""), "optim_target_modules": (None,),
 }  # fmt: skip
 
+_LEFT_OUT = {
+    "activation_offloading": "activations that wait are kept or computed again",
+    "use_liger_kernel": "our kernels compute",
+    "dataloader_num_workers": "rows are packed in this process, which takes milliseconds",
+    "logging_first_step": "logging_steps says when",
+    "padding_free": "rows are packed either way",
+    "use_cache": "no cache is kept while training",
+    "torch_empty_cache_steps": "memory is kept for the next step",
+    "auto_find_batch_size": "the batch is as it is asked for",
+}
+"""Settings that change nothing of what is learned -> why they are not read."""
+
 
 def refuse_foreign(trainer: Any, kind: str) -> None:
     """Raise ConfigError for everything about a trainer that our loop has no counterpart for."""
@@ -75,6 +87,9 @@ def refuse_foreign(trainer: Any, kind: str) -> None:
         raise ConfigError(
             f"train_like: our loop has no counterpart for {'; '.join(found)}; leave it out, or call trainer.train()"
         )
+    for name, why in _LEFT_OUT.items():
+        if getattr(args, name, None):
+            say_once(f"train_like: {name} is left out: {why}")
 
 
 def _is_usual(callback: Any) -> bool:
@@ -93,6 +108,8 @@ def config_of(trainer: Any, kind: str, folder: str, objective: Any) -> RunConfig
     if optimizer not in _OPTIMIZERS:
         raise ConfigError(f"train_like: optim={optimizer!r} is not on the shelf; there are {', '.join(_OPTIMIZERS)}")
     scheduler = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if scheduler not in get_args(Schedule):
+        raise ConfigError(f"train_like: lr_scheduler_type={scheduler!r}; there are {', '.join(get_args(Schedule))}")
     evaluates = trainer.eval_dataset is not None and str(getattr(args.eval_strategy, "value", args.eval_strategy))
     train = TrainConfig(
         output_dir=folder,

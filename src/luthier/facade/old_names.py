@@ -157,7 +157,7 @@ def _config_init(cls: Any, original: Any) -> Any:
         self.__dict__.update(ours)
         if hasattr(self, "max_length"):
             self.__dict__.setdefault("max_seq_length", self.max_length)
-        if cls.__name__ != "TrainingArguments":
+        if not cls.__module__.startswith("transformers."):
             say_silent(frozenset(given) | frozenset(made))
 
     return __init__

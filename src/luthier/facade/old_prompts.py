@@ -40,8 +40,6 @@ def _in_columns(trainer: Any, original: Any, prompt: int | None, answer: int | N
         return cut | {name: row[name][:answer] for name in row if answer and name in _ANSWERS}
 
     def prepared(dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
-        if args.precompute_ref_log_probs and prompt:
-            say_once("precompute_ref_log_probs reads the cut prompts, too")
         unlimited = copy(args)
         unlimited.max_length = None
         rows = original(dataset, processing_class, unlimited, name).map(short)

@@ -159,6 +159,7 @@ CLASSES: Mapping[str, str] = {
     **dict(CONFIG_OF.values()),
     **{module.replace("_config", "_trainer"): name for name, (module, _) in CONFIG_OF.items() if "_config" in module},
     "transformers.trainer": "Trainer",
+    "transformers.training_args_seq2seq": "Seq2SeqTrainingArguments",
     "luthier.facade.trainers": "UnslothTrainingArguments",
 }
 """Module -> the class in it whose arguments are translated."""

@@ -33,6 +33,8 @@ def move(
 def before(trainer: Any, kind: str, made: dict[str, Any], moved: dict[str, Any], config: Any) -> None:
     """Change the arguments of a trainer that is about to be built."""
     model = made.get("model")
+    if kind == "Trainer" and made.get("args") is None and not moved:
+        return
     args = made["args"] = _settings(kind, made.get("args"), moved, config, model)
     _length(args, model)
     answer = getattr(args, "max_target_length", None) or _own(args, "max_completion_length")
