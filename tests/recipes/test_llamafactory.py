@@ -106,3 +106,12 @@ def write_benchmark(folder: Path) -> None:
         (folder / split).mkdir(parents=True)
         rows = "".join(f"How many are {n} and 1?,{n + 1},{n + 2},{n + 3},{n + 4},A\n" for n in range(3))
         (folder / split / f"sums_{split}.csv").write_text(rows)
+
+
+@pytest.mark.slow
+def test_a_reference_that_is_nowhere(tiny: Path, tmp_path: Path, jobs: Jobs) -> None:
+    done = jobs.run(
+        "train", FOLDER / "lora_dpo.yaml", f"model_name_or_path={tiny}", "ref_model=Qwen/none", *SMALL, cwd=tmp_path
+    )
+    assert done.code == 2
+    assert "ref_model: Qwen/none cannot be read" in done.err

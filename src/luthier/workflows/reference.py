@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.load import dump
 from luthier.core.errors import ModelError
-from luthier.core.log import logger
+from luthier.core.log import first_line, logger
 from luthier.core.paths import cache_folder
 from luthier.models.adapters import has_adapter
 from luthier.models.load import ModelFiles, load_tokenizer, load_with_adapters, put_kernels, resolve
@@ -81,7 +81,10 @@ def _folder(base: str, config: RunConfig) -> Path:
         return Path(base)
     from transformers.utils.hub import cached_file
 
-    return Path(str(cached_file(base, "config.json", revision=config.model.model_revision))).parent
+    try:
+        return Path(str(cached_file(base, "config.json", revision=config.model.model_revision))).parent
+    except OSError as error:
+        raise ModelError(f"ref_model: {base} cannot be read: {first_line(error)}", code="model_missing") from error
 
 
 def score_beforehand(
