@@ -10,6 +10,8 @@ from luthier.core.registry import OBJECTIVES, TUNINGS
 
 Rule = tuple[Callable[[RunConfig], bool], str]
 
+VIRTUAL = ("prompt", "ptuning", "ptuning_v2", "prefix")
+"""Tunings that learn virtual tokens."""
 SMALL_STATE = ("galore_adamw", "apollo_adamw", "badam")
 """Optimizers that need little memory for whole weights."""
 
@@ -104,12 +106,29 @@ RULES: tuple[Rule, ...] = (
         "save_strategy: epoch has no meaning for a stream; use steps",
     ),
     (
+        lambda c: c.data.train_on_prompt and c.data.mask_history,
+        "train_on_prompt learns the whole conversation and mask_history its last answer only; leave one of them out",
+    ),
+    (
         lambda c: c.data.train_on_prompt and c.objective.rows in ("pair", "tagged"),
         "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out",
     ),
     (
         lambda c: c.data.streaming and "baseline" in c.objective.needs,
         "streaming: true reads rows one by one, but here each prompt also gets the answer of another row; leave it out",
+    ),
+    (
+        lambda c: c.train.neftune_noise_alpha > 0 and _rolls_out(c),
+        "neftune_noise_alpha would make answers that were not noisy look unlikely; leave it out for stage: ppo and "
+        "other objectives over answers",
+    ),
+    (
+        lambda c: c.train.neftune_noise_alpha > 0 and TUNINGS.name_of(c.tuning) in VIRTUAL,
+        "neftune_noise_alpha is for embeddings of tokens, but this tuning learns virtual ones; leave one of them out",
+    ),
+    (
+        lambda c: c.train.metric_for_best_model is not None and not c.data.eval_dataset and not c.data.val_size,
+        "metric_for_best_model needs evaluation rows; set val_size or eval_dataset",
     ),
     (
         lambda c: c.train.precompute_reference is True and "distribution" in c.objective.needs,

@@ -39,9 +39,18 @@ def read_example(row: Mapping[str, Any], source: Source, kind: RowKind) -> Examp
 
     A row of kind "tagged" may also hold a chosen and a rejected answer; then the example has both, and no tag.
     """
+    _refuse_media(row, source)
     if kind == "tagged":
         return _tagged(row, source)
     return _SHELVES.get(kind, FORMATS).get(_format_of(row, source, kind))(row, source.columns, source.tags)
+
+
+def _refuse_media(row: Mapping[str, Any], source: Source) -> None:
+    for role in ("images", "videos", "audios"):
+        name = source.columns.get(role, role)
+        if row.get(name):
+            remedy = "luthier trains text models: take the row out, or set bad_rows: skip"
+            raise RowError("multimodal", name, "no pictures, films or sounds", row[name], remedy)
 
 
 def _tagged(row: Mapping[str, Any], source: Source) -> Example:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from luthier.core.paths import replacing
@@ -84,10 +84,13 @@ class UnitStore(Sequence[Unit]):
 
     @classmethod
     def load(cls, path: Path) -> tuple[UnitStore, dict[str, Any]]:
-        """Map a saved store; return it with its report."""
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        """Map a saved store; return it with its report. Raises OSError, ValueError or KeyError for a damaged file."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata()
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
         return cls(arrays, json.loads(metadata["origins"])), json.loads(metadata["report"])
 
 

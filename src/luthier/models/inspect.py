@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import logger
+from luthier.core.registry import FAMILIES
 from luthier.models.foreign import needs_own_code
 
 if TYPE_CHECKING:
@@ -40,9 +41,33 @@ def check_folder(
                 f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy them from the original model",
                 code="model_no_tokenizer",
             )
+        refuse_multimodal(_json(folder / config), str(folder))
         _check_remote_code(folder, allow_remote_code=allow_remote_code)
     if has_weights:
         _check_weights(folder, there, allow_pickle=allow_pickle)
+
+
+_SENSES = {
+    "vision_config": "pictures",
+    "visual": "pictures",
+    "img_processor": "pictures",
+    "mm_vision_tower": "pictures",
+    "audio_config": "sounds",
+    "audio_processor": "sounds",
+}
+"""Key of a config.json -> what the model reads beside text."""
+
+
+def refuse_multimodal(raw: dict[str, Any], name: str) -> None:
+    """Raise ModelError for a model that reads more than text, unless the text part of its family is known."""
+    key = next((key for key in _SENSES if raw.get(key)), None)
+    if key is None or raw.get("model_type") in FAMILIES.names():
+        return
+    raise ModelError(
+        f"{name} is a model of type {raw.get('model_type')!r} that reads {_SENSES[key]} ({key} in its config.json); "
+        "luthier trains text models: take the text model of its family, or one of `luthier models`",
+        code="model_multimodal",
+    )
 
 
 def _check_remote_code(folder: Path, *, allow_remote_code: bool) -> None:

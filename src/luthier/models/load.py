@@ -16,7 +16,7 @@ from luthier.core.registry import did_you_mean
 from luthier.models.adapters import add_adapter, check_mergeable, facts_of, is_adapter, load_adapter
 from luthier.models.aliases import ALIASES, gguf_in, locate, unpack_gguf
 from luthier.models.foreign import Layout, read_layout
-from luthier.models.inspect import check_folder
+from luthier.models.inspect import check_folder, refuse_multimodal
 from luthier.models.patch import attention_for, install, register_attention
 from luthier.models.quantized import compute_in_torch, make_mergeable, quantized_layers, quantized_size
 from luthier.models.quantized_files import open_weights, other_form, stored_form, unpack
@@ -187,6 +187,7 @@ def load_model(files: ModelFiles, config: ModelConfig, placement: Placement) -> 
     register_attention()
     try:
         layout = read_layout(files.base, revision=config.model_revision, allow_remote_code=config.allow_remote_code)
+        refuse_multimodal(layout.raw, files.public_base)
         facts, options = layout.config, {"revision": config.model_revision, "trust_remote_code": layout.remote}
         attention = attention_for(facts, config.kernels)
         by_tensor = choice is not None or stored_form(facts) is not None or layout.foreign is not None

@@ -16,8 +16,9 @@ from luthier.core.log import logger
 from luthier.core.protocols import Engine
 from luthier.core.types import Sampling
 from luthier.data.audit import AuditReport, leakage
+from luthier.data.kept import is_kept, read_or_prepare
 from luthier.data.loader import Layout, Loader, MapLoader, StreamLoader
-from luthier.data.prepare import Preparer, prepare, split_note, stream_units
+from luthier.data.prepare import Preparer, split_note, stream_units
 from luthier.data.store import UnitStore
 from luthier.data.template import ChatTemplate
 from luthier.data.template_names import NAMES
@@ -120,18 +121,19 @@ def read_data(config: RunConfig, preparer: Preparer) -> Data:
 
     Raises DataError under the policy `bad_rows`.
     """
-    if not config.data.dataset:
+    kept = config.data.tokenized_path
+    if not config.data.dataset and not is_kept(kept, "train"):
         raise ConfigError("dataset is required: a name in dataset_info.json or a file", code="config_missing")
     empty = np.zeros(0, dtype=np.int64)
     reports: dict[str, AuditReport] = {}
     train, train_rows, held_out, held_out_rows = None, empty, None, empty
     if not config.data.streaming:
-        train, reports["train"] = prepare(config.data.dataset, preparer)
+        train, reports["train"] = read_or_prepare(config.data.dataset, preparer, "train")
         logger.info("data: %s", reports["train"].total())
         reports["train"].enforce(config.data.bad_rows)
         train_rows = np.arange(len(train))
-    if config.data.eval_dataset:
-        held_out, reports["eval"] = prepare(config.data.eval_dataset, preparer)
+    if config.data.eval_dataset or (not config.data.val_size and is_kept(kept, "eval")):
+        held_out, reports["eval"] = read_or_prepare(config.data.eval_dataset, preparer, "eval")
         logger.info("evaluation data: %s", reports["eval"].total())
         reports["eval"].enforce(config.data.bad_rows)
         held_out_rows = np.arange(len(held_out))
@@ -188,10 +190,25 @@ def make_loaders(config: RunConfig, data: Data, preparer: Preparer, layout: Layo
         )
     if data.held_out is None:
         return loader, None
+    return loader, _held_out_loader(config, data.held_out, data.held_out_rows, layout)
+
+
+def _held_out_loader(config: RunConfig, held_out: UnitStore, rows: np.ndarray, layout: Layout) -> MapLoader:
     per_pass = Layout(
         rows_per_batch=config.train.per_device_eval_batch_size, rank=layout.rank, num_ranks=layout.num_ranks
     )
-    return loader, MapLoader(data.held_out, data.held_out_rows, per_pass, seed=seed, shuffle=False)
+    return MapLoader(held_out, rows, per_pass, seed=seed_of_rows(config), shuffle=False)
+
+
+def held_out_parts(config: RunConfig, data: Data, layout: Layout) -> dict[str, MapLoader]:
+    """Return a loader for each evaluation data set by its name, where each shall be reported."""
+    names = config.data.eval_dataset
+    if not config.data.eval_on_each_dataset or data.held_out is None or len(names) < 2:
+        return {}
+    short = [Path(name).stem for name in names]
+    labels = short if len(set(short)) == len(names) else names
+    rows = ((label, np.flatnonzero(data.held_out.source_index == i)) for i, label in enumerate(labels))
+    return {label: _held_out_loader(config, data.held_out, found, layout) for label, found in rows if len(found)}
 
 
 @dataclass(slots=True)

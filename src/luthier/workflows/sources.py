@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from luthier.data.loader import Loader, MapLoader
 from luthier.models.reference import Reference
 from luthier.training.trainer import Trainer
-from luthier.workflows.build import Data, make_layout, make_loaders, read_data
+from luthier.workflows.build import Data, held_out_parts, make_layout, make_loaders, read_data
 from luthier.workflows.reference import score_beforehand
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Rows:
         self.data: Data = read_data(config, parts.preparer)
         layout = make_layout(config, rank=accelerator.process_index, num_ranks=accelerator.num_processes)
         self.loader, self.eval_loader = make_loaders(config, self.data, parts.preparer, layout)
+        self.parts_of_eval = held_out_parts(config, self.data, layout)
         self.reports = self.data.reports
         train = config.train
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
@@ -83,7 +84,11 @@ class Rows:
         reference = score_beforehand(
             self.config, self.data, self.loader, self.parts.reference, accelerator=self.accelerator, stop=stop
         )
-        return Feed(self.loader, self.eval_loader, reference)
+        return Feed(self.loader, self.eval_loader, reference, attend=self._attend)
+
+    def _attend(self, trainer: Trainer) -> None:
+        if self.parts_of_eval:
+            trainer.eval_parts = self.parts_of_eval
 
 
 def open_source(config: RunConfig, parts: Parts, accelerator: Any, judges: Judges | None) -> Source:

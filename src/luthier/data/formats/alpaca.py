@@ -61,9 +61,9 @@ def _context(row: Mapping[str, object], name: Mapping[str, str]) -> list[Message
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
             raise RowError("wrong_type", f"{name['history']}[{number}]", "a pair [question, answer] of texts", pair)
         messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
-    prompt = text_of(row, name["prompt"], "prompt")
     query = text_of(row, name["query"], "query", required=False)
-    messages.append(Message(role="user", content=f"{prompt}\n{query}" if query else prompt))
+    prompt = text_of(row, name["prompt"], "prompt", required=not query)
+    messages.append(Message(role="user", content="\n".join(part for part in (prompt, query) if part)))
     return messages
 
 

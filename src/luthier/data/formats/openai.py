@@ -106,9 +106,21 @@ def _message(turn: object, where: str, tags: Mapping[str, str]) -> Message:
     calls = tuple(
         _call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(turn.get("tool_calls") or [])
     )
-    content = text_of(turn, tags.get("content_tag", "content"), "content", required=False)
+    content = _content(turn, tags.get("content_tag", "content"), where)
     reasoning = reasoning_of(turn) if role == "assistant" else ""
     return Message(role=role, content=content, tool_calls=calls, reasoning=reasoning)  # pyright: ignore[reportArgumentType]
+
+
+def _content(turn: Mapping[str, object], field: str, where: str) -> str:
+    """Return the text of a turn, which may stand in parts; raises RowError for parts that are no text."""
+    parts = turn.get(field)
+    if not isinstance(parts, (list, tuple)):
+        return text_of(turn, field, "content", required=False)
+    other = next((part for part in parts if not isinstance(part, Mapping) or part.get("type") != "text"), None)
+    if other is not None:
+        remedy = "luthier trains text models: take the row out, or set bad_rows: skip"
+        raise RowError("multimodal", f"{where}.{field}", "parts of text only", other, remedy)
+    return "".join(text_of(part, "text", "content", required=False) for part in parts)
 
 
 def _call(call: Any, where: str) -> Mapping[str, object]:
