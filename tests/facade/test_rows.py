@@ -278,7 +278,7 @@ def test_train_and_held_out_rows_are_masked_exactly(plain: tuple[Any, Any]) -> N
     done = train_on_responses_only(trainer(model, tokenizer, texts, held_out))
     for i in range(4):
         row = done.train_dataset[i]
-        assert tokenizer.decode(row["input_ids"]).startswith(texts[i])
+        assert tokenizer.decode(row["input_ids"]) == texts[i]
         assert learned(row, tokenizer)[0] == f"a{i}<|im_end|>\n"
         assert shown(tokenizer, row["labels"]).count("a") == 2
         assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from luthier.core.log import say_once
+from luthier.facade.chat_ends import one_end
 from luthier.facade.old_arguments import translate
 from luthier.facade.old_prompts import cut_in
 from luthier.facade.old_table import ARGUMENTS, CONFIGS, TRAINER_ARGUMENTS
@@ -45,6 +46,7 @@ def before(trainer: Any, kind: str, made: dict[str, Any], moved: dict[str, Any],
     if kind == "SFTTrainer":
         _format_one(made)
         _one_beginning(made, args)
+        one_end(made, getattr(args, "dataset_text_field", "text"))
 
 
 def after(trainer: Any, made: Mapping[str, Any]) -> None:
