@@ -46,3 +46,64 @@ def test_optimizers_that_are_not_here_say_why() -> None:
     assert "cannot" not in refused(optim="adamm")
     assert "whole layers take turns" in refused(use_badam=True, badam_mode="ratio")
     assert read(use_badam=True, badam_mode="layer").train.optim == "badam"
+
+
+def test_every_training_argument_of_transformers_has_an_answer() -> None:
+    """Honoured, left out with a line, or refused with a reason; none is an unknown key."""
+    from dataclasses import fields
+
+    from transformers import Seq2SeqTrainingArguments
+
+    from luthier.config import compat
+    from luthier.config.load import homes
+
+    answered = {*homes(), *compat.RENAMED, *compat.SWITCHES, *compat.IGNORED, *compat.REFUSED, *compat.ONLY}
+    assert [each.name for each in fields(Seq2SeqTrainingArguments) if each.name not in answered] == []
+
+
+def test_every_optimizer_of_transformers_has_an_answer() -> None:
+    from transformers.training_args import OptimizerNames
+
+    from luthier.config.optimizers import NOT_HERE
+
+    for name in OptimizerNames:
+        if name.value in NOT_HERE:
+            assert NOT_HERE[name.value].lower() in refused(optim=name.value)
+        else:
+            assert read(optim=name.value)
+
+
+FLAT = {
+    "logging_strategy": "epoch", "logging_first_step": True, "eval_delay": 2, "compute_accuracy": True, "val_size": 3,
+    "metric_for_best_model": "accuracy", "greater_is_better": True, "neftune_noise_alpha": 5, "tf32": True, "project": "p",
+}  # fmt: skip
+
+
+def test_settings_of_the_loop_are_taken() -> None:
+    train = read(**FLAT).train
+    assert {key: getattr(train, key) for key in FLAT if key != "val_size"} == {
+        k: v for k, v in FLAT.items() if k != "val_size"
+    }
+
+
+def test_noise_where_it_makes_no_sense() -> None:
+    assert "answers that were not noisy" in refused(neftune_noise_alpha=5, stage="grpo")
+    assert "learns virtual ones" in refused(neftune_noise_alpha=5, finetuning_type="prompt")
+    assert "metric_for_best_model needs evaluation rows" in refused(metric_for_best_model="loss")
+
+
+def test_trackers(tmp_path, monkeypatch) -> None:
+    from luthier.config.training import TrainConfig
+    from luthier.core.errors import DependencyError
+    from luthier.training import trackers
+
+    assert trackers.trackers(TrainConfig(report_to=("tensorboard",))) == ["tensorboard"]
+    assert "tensorboard" in trackers.trackers(TrainConfig(report_to=("all",)))
+    with pytest.raises(ConfigError, match="report_to: wandbb is no tracker; there are aim, clearml"):
+        trackers.trackers(TrainConfig(report_to=("wandbb",)))
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(DependencyError, match="swanlab is not installed; run: pip install swanlab"):
+        trackers.trackers(TrainConfig(use_swanlab=True))
+    told = trackers.tracker_settings(TrainConfig(run_name="r", swanlab_project="p", swanlab_mode="local"))
+    assert told["swanlab"] == {"project": "p", "experiment_name": "r", "mode": "local"}
+    assert told["wandb"] == {"name": "r"}

@@ -53,6 +53,8 @@ class TrainConfig(OptimizerConfig):
     """Fraction of all optimizer steps spent warming up."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0
     """Steps spent warming up (below 1: their share); overrides warmup_ratio when above 0."""
+    neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the embeddings while learning, +-alpha / sqrt(tokens of the row x hidden size) (arXiv:2310.05914)."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient to this norm; 0 does not clip."""
     moe_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -69,6 +71,10 @@ class TrainConfig(OptimizerConfig):
     """Seed of shuffling, initial adapter weights and dropout."""
     logging_steps: Positive = 1
     """Steps between training lines in events.jsonl."""
+    logging_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """When to write training lines; the last step always does."""
+    logging_first_step: bool = False
+    """Write a line for the first step, too."""
     save_strategy: Literal["steps", "epoch", "no"] = "steps"
     """When to write checkpoints; the end is always saved."""
     save_steps: Positive = 500
@@ -81,17 +87,43 @@ class TrainConfig(OptimizerConfig):
     """When to evaluate; none means steps when there are evaluation rows."""
     eval_steps: Positive = 500
     """Steps between evaluations."""
+    eval_delay: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs (eval_strategy: epoch) or steps before which nothing is evaluated."""
+    compute_accuracy: bool = False
+    """Also tell in evaluation how often the right token is the most probable one: eval_accuracy."""
     eval_on_start: bool = False
     """Evaluate before the first step, too."""
     per_device_eval_batch_size: Positive = 8
     """Rows of one forward pass in evaluation."""
     load_best_model_at_end: bool = False
-    """Keep the checkpoint with the lowest eval_loss as the result."""
+    """Keep the best checkpoint as the result."""
+    metric_for_best_model: str | None = None
+    """Metric of evaluation that tells the best checkpoint; none takes eval_reward where answers are graded, else
+    eval_loss."""
+    greater_is_better: bool | None = None
+    """Whether that metric shall rise; none means yes unless its name ends in loss."""
     early_stopping_steps: Annotated[int, Field(ge=0)] = 0
     """Stop after this many evaluations without improvement; 0 never stops early."""
     resume: str = "never"
     """never, auto (if there is a checkpoint), must, or the path of a checkpoint."""
     report_to: Names = ()
-    """Trackers through accelerate, such as tensorboard; events.jsonl is always written."""
+    """Trackers through accelerate, such as tensorboard, wandb, mlflow or swanlab; all takes those that are installed.
+    events.jsonl is always written."""
+    project: str = "tracker"
+    """Project that trackers file the run under."""
+    use_swanlab: bool = False
+    """Report to SwanLab, too."""
+    swanlab_project: str | None = None
+    """Project in SwanLab; none takes `project`."""
+    swanlab_workspace: str | None = None
+    """Workspace in SwanLab."""
+    swanlab_run_name: str | None = None
+    """Name of the run in SwanLab; none takes run_name."""
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = None
+    """Where SwanLab keeps the run; none leaves it to SwanLab."""
+    swanlab_logdir: str | None = None
+    """Folder of local runs of SwanLab."""
+    tf32: bool | None = None
+    """Products of float32 on a GPU in TF32: faster, with 10 bits of mantissa; none leaves it to torch."""
     plot_loss: bool = True
     """Draw training_loss.png at the end."""

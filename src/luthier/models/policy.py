@@ -18,6 +18,7 @@ from luthier.core.errors import ModelError
 from luthier.kernels.attention import positions_of
 from luthier.kernels.linear_logprobs import CHUNK_BYTES, LINEAR_LOGPROBS
 from luthier.models.distribution import WIDE, Head, read_distribution
+from luthier.models.noise import row_lengths
 from luthier.models.patch import FOREST
 from luthier.models.routing import watched
 from luthier.models.virtual import Virtual, virtual_tokens
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from luthier.core.protocols import Read
+    from luthier.models.noise import EmbeddingNoise
 
 _THROUGH = torch.zeros(1, 1, 1, 1)
 """transformers hands a 4-dimensional mask on as it is; forest attention does not look at it."""
@@ -54,6 +56,8 @@ class Policy(nn.Module):
         """Reads a value from the hidden states of this model."""
         self.critic: Policy | None = None
         """A model of its own that says the value instead."""
+        self.noise: EmbeddingNoise | None = None
+        """What is added to embeddings while learning."""
         self.compared: Callable[[], Head] | None = None
         """Returns the head of the model whose distributions "divergence" compares with."""
         self.temperature = 1.0
@@ -110,6 +114,8 @@ class Policy(nn.Module):
     def _packed(self, batch: PackedBatch, virtual: Virtual | None) -> Tensor:
         """Return hidden states [T, D] of one pass over all spans."""
         config, device = plain_model(self.model).config, batch.input_ids.device
+        if self.noise is not None:
+            self.noise.length_T = row_lengths(batch.spans)
         hidden_TD = backbone_of(self.model)(
             **(_inputs(batch) if virtual is None else virtual.inputs(self.model, batch)),
             use_cache=False,
@@ -133,6 +139,8 @@ class Policy(nn.Module):
             path = [*spans.ancestors(leaf), leaf]
             here_L = torch.cat([torch.arange(spans.start[i], spans.end[i]) for i in path]).to(batch.input_ids.device)
             one = replace(batch, input_ids=batch.input_ids[here_L], position_ids=batch.position_ids[here_L])
+            if self.noise is not None:
+                self.noise.length_T = torch.full((len(here_L),), len(here_L))
             inputs = _inputs(one) if virtual is None else virtual.inputs(self.model, one)
             hidden_LD = backbone_of(self.model)(**inputs, use_cache=False).last_hidden_state[0, -len(here_L) :]
             sizes = [spans.end[i] - spans.start[i] for i in path]

@@ -15,8 +15,10 @@ from luthier.core.errors import Interrupted, TrainingError
 from luthier.core.faults import fault_point
 from luthier.core.log import logger
 from luthier.kernels.cpu import Heap
+from luthier.models.noise import EmbeddingNoise
 from luthier.runs.store import RunStore, list_checkpoints
 from luthier.training.checkpoint import Checkpoint, newest_good, prune, write_checkpoint
+from luthier.training.merit import merit, reads_of_evaluation, token_accuracy
 from luthier.training.metrics import Means, Progress, gap_to_engine, peak_memory_bytes
 from luthier.training.optim import is_of_critic, learning_parameters, make_optimizer, make_schedule, same_rate
 from luthier.training.reference import STREAM
@@ -62,6 +64,8 @@ class Trainer:
         self.objective, self.config, self.accelerator = objective, config, accelerator
         self.loader, self.eval_loader, self.run, self.stop = loader, eval_loader, run, stop
         self.save_model, self.reference = save_model, reference
+        if config.neftune_noise_alpha:
+            policy.noise = EmbeddingNoise(policy.model, config.neftune_noise_alpha)
         if reference is not None and "distribution" in objective.needs:
             policy.compared = reference.head
         self.parameters = learning_parameters(policy)
@@ -97,7 +101,7 @@ class Trainer:
         windows = self.loader.windows(self.state.cursor)
         while self.state.step < self.total_steps:
             self._step(windows)
-            if self._is_due(self.config.eval_strategy, self.config.eval_steps):
+            if self._is_due(self.config.eval_strategy, self.config.eval_steps) and not self._is_early():
                 self._evaluate()
                 if self._is_over():
                     break
@@ -239,13 +243,14 @@ class Trainer:
     def evaluate_rows(self) -> dict[str, float]:
         """Return loss and metrics on the evaluation rows, each one mean over all of them; and the loss of each part."""
         means, parts = Means(), {name: Means() for name in self.eval_parts}
+        reads = reads_of_evaluation(self.config, self.objective)
         self.policy.eval()
         for name, loader in self.eval_parts.items():
             for batch in self._until_stopped(loader.batches()):
                 (here,) = self.annotate_window([batch])
-                loss = self.objective(self.policy(here, reads=self.objective.reads), here)
-                count = self.objective.count(here)
-                means.add({"loss": (loss.total, count), **loss.metrics})
+                scores, count = self.policy(here, reads=reads), self.objective.count(here)
+                loss = self.objective(scores, here)
+                means.add({"loss": (loss.total, count), **loss.metrics, **token_accuracy(scores, here)})
                 parts[name].add({"loss": (loss.total, count)})
         self.policy.train()
         means.agree(gather_object)
@@ -264,15 +269,13 @@ class Trainer:
         if self.evaluate is None:
             return
         values = {f"eval_{name}": value for name, value in self.evaluate().items()}
-        state, name = self.state, "eval_reward" if "eval_reward" in values else "eval_loss"
-        # A reward shall rise, a loss shall fall.
-        eval_loss = -values[name] if name == "eval_reward" else values[name]
+        state, (name, worth) = self.state, merit(self.config, values)
         state.last_eval_loss = values.get("eval_loss")
         self.run.event("eval", step=state.step, epoch=round(state.epoch, 4), **values)
         self.accelerator.log(values, step=state.step)
         logger.info("step %d  %s %.4f", state.step, name, values[name])
-        if eval_loss < state.best_loss:
-            state.best_loss, state.best_step, state.evaluations_without_gain = eval_loss, state.step, 0
+        if worth < state.best_loss:
+            state.best_loss, state.best_step, state.evaluations_without_gain = worth, state.step, 0
             if self.config.load_best_model_at_end:
                 self.save()
         else:
@@ -337,9 +340,16 @@ class Trainer:
             return False
         return self.state.step % every == 0
 
+    def _is_early(self) -> bool:
+        """Tell whether evaluation waits: `eval_delay` counts epochs or steps, as eval_strategy does."""
+        here = self.state.epoch if self.config.eval_strategy == "epoch" else self.state.step
+        return here < self.config.eval_delay
+
     def _log(self, values: dict[str, float], tokens: int, seconds: float) -> None:
         state = self.state
-        if state.step % self.config.logging_steps and state.step != self.total_steps:
+        first = self.config.logging_first_step and state.step == 1
+        due = self._is_due(self.config.logging_strategy, self.config.logging_steps)
+        if not (due or first or state.step == self.total_steps):
             return
         self.means.agree(gather_object)
         means = {"loss": math.nan, **self.means.take(self._sum), **self.means.peaks(self.accelerator.gather)}

@@ -15,6 +15,7 @@ from luthier.core.log import logger
 from luthier.core.paths import sync_folder
 from luthier.runs.store import RunStore, is_run, list_checkpoints, new_run_path, read_status
 from luthier.training.checkpoint import Checkpoint, newest_good, open_checkpoint
+from luthier.training.trackers import tracker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,8 +91,9 @@ class Holding:
         path = self.path if rank == 0 else self.path / f"rank-{rank}"
         self.run = RunStore.open(path, text)
         self.run.set_status("starting", name=self.config.train.run_name or self.path.name)
-        if self.config.train.report_to:
-            self.accelerator.init_trackers("tracker", config={"run": str(self.path)})
+        if self.accelerator.log_with:
+            told = tracker_settings(self.config.train)
+            self.accelerator.init_trackers(self.config.train.project, config={"run": str(self.path)}, init_kwargs=told)
         return self.run
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -101,7 +103,7 @@ class Holding:
                 self.run.set_status("failed", error=str(error), error_code=code)
             except OSError as disk:
                 logger.error("status.json could not be written: %s", disk)
-        if self.config.train.report_to:
+        if self.accelerator.log_with:
             self.accelerator.end_training()
         self.run.close()
 

@@ -28,6 +28,7 @@ from luthier.training.metrics import peak_memory_bytes
 from luthier.training.optim import usual_rate
 from luthier.training.reports import write_state
 from luthier.training.stop import StopFlag, listening
+from luthier.training.trackers import trackers
 from luthier.training.trainer import Trainer, best_checkpoint
 from luthier.workflows import reports
 from luthier.workflows.build import transformers_config, with_template_words
@@ -52,6 +53,7 @@ LOOP_SETTINGS_THAT_MATTER = [
     "lr_scheduler_kwargs",
     *OPTIMIZER_SETTINGS,
     "max_grad_norm",
+    "neftune_noise_alpha",
     "seed",
     "warmup_ratio",
     "warmup_steps",
@@ -183,8 +185,10 @@ def _accelerator(config: RunConfig, path: Path) -> Any:
 
     on_cpu = place(config.model).device.type == "cpu"
     accelerator = Accelerator(
-        cpu=on_cpu, gradient_accumulation_steps=1, log_with=list(config.train.report_to) or None, project_dir=str(path)
+        cpu=on_cpu, gradient_accumulation_steps=1, log_with=trackers(config.train) or None, project_dir=str(path)
     )
+    if config.train.tf32 is not None and not on_cpu:
+        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator
 
 
@@ -218,14 +222,15 @@ def _finish(
     seconds = time.perf_counter() - began
     if found and all(event["step"] != state.step for event in read_events(run.path, "eval")):
         values = {f"eval_{name}": value for name, value in found.items()}
-        run.event("eval", step=state.step, epoch=round(state.epoch, 4), **values)
+        run.event("eval", step=state.step, epoch=round(state.epoch, 4), at_end=True, **values)
     eval_loss = found.get("loss")
     source = (
         best_checkpoint(run.path, state.best_step) if config.train.load_best_model_at_end and state.best_step else None
     )
     if source is not None:
         logger.info("the result is %s, the best of all evaluations", source.name)
-        eval_loss = None if eval_loss is None else state.best_loss
+        by_loss = config.train.metric_for_best_model in (None, "loss", "eval_loss")
+        eval_loss = None if eval_loss is None or not by_loss else state.best_loss
     if trainer.accelerator.is_main_process:
         publish(run.path, source or run.path / f"checkpoint-{state.step}", save_model)
         ranks = trainer.accelerator.num_processes
