@@ -193,6 +193,8 @@ def explain(
         from luthier.core.registry import did_you_mean
 
         facts = {**compat.RENAMED, **compat.IGNORED, **compat.REFUSED}
+        facts |= {key: f"{dotted}: {value}" for key, (dotted, value) in compat.SWITCHES.items()}
+        facts |= {key: f"only {values}: {reason}" for key, (values, reason) in compat.ONLY.items()}
         if key in facts:
             lines = [f"{key}: {facts[key]}"]
         else:
