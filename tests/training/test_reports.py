@@ -62,6 +62,18 @@ def test_loss_is_the_mean_of_all_steps(tmp_path: Path) -> None:
     assert (found["train_runtime"], found["train_samples_per_second"], found["epoch"]) == (20.0, 2.0, 2.5)
 
 
+def test_best_checkpoint_is_one_of_the_loop(tmp_path: Path) -> None:
+    from luthier.config.training import TrainConfig
+    from luthier.training.reports import trainer_state
+
+    worse = event("eval", 130.0, step=4, epoch=2.0, eval_loss=1.0, at_end=True)
+    write_events(tmp_path, [*FIRST[:4], worse])
+    state = trainer_state(tmp_path, TrainConfig(), step=4, total=4)
+    assert (state["best_global_step"], state["best_metric"]) == (2, 2.5)
+    assert state["log_history"][-1] == {"step": 4, "epoch": 2.0, "eval_loss": 1.0}
+    assert trainer_state(tmp_path, TrainConfig(), step=1, total=4)["best_global_step"] is None
+
+
 @pytest.fixture
 def settings(tiny: Path, rows: Path, tmp_path: Path) -> dict:
     return {"model_name_or_path": str(tiny), "dataset": str(rows), "output_dir": str(tmp_path / "run"), "max_steps": 4,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.paths import write_whole
 from luthier.runs.store import plain_json, read_events
+from luthier.training.merit import merit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +22,18 @@ NAMES = {"loss": "loss", "learning_rate": "lr", "reward": "reward", "rewards/acc
          "accuracy": "accuracy", "eval_loss": "eval_loss", "eval_reward": "eval_reward"}  # fmt: skip
 """Name in an event -> name in a line of the log."""
 _NOT_LOGGED = frozenset(
-    {"seq", "time", "mono", "kind", "tokens", "tokens_per_second", "peak_memory_bytes", "seconds", "nonfinite"}
+    {
+        "seq",
+        "time",
+        "mono",
+        "kind",
+        "tokens",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "seconds",
+        "nonfinite",
+        "at_end",
+    }
 )
 """What an event holds beside the metrics that transformers logs: where it stands, and what no two runs share."""
 
@@ -96,12 +108,11 @@ def trainer_state(run: Path, config: TrainConfig, step: int, total: int) -> dict
     """Return what transformers' TrainerState holds after `step`."""
     events = [event for event in read_events(run) if event.get("step", 0) <= step]
     history = log_history(events)
-    evaluated = [entry for entry in history if entry.get("eval_loss") is not None]
-    best = min(evaluated, key=lambda entry: entry["eval_loss"], default=None)
+    best = _best(events, config)
     folder = run / f"checkpoint-{best['step']}" if best else None
     return {
         "best_global_step": best["step"] if best else None,
-        "best_metric": best["eval_loss"] if best else None,
+        "best_metric": best[merit(config, best)[0]] if best else None,
         "best_model_checkpoint": str(folder) if folder is not None and folder.is_dir() else None,
         "epoch": history[-1]["epoch"] if history else 0.0,
         "eval_steps": config.eval_steps,
@@ -121,6 +132,12 @@ def trainer_state(run: Path, config: TrainConfig, step: int, total: int) -> dict
         "trial_name": None,
         "trial_params": None,
     }
+
+
+def _best(events: Iterable[dict[str, Any]], config: TrainConfig) -> dict[str, Any] | None:
+    """Return the best evaluation of the loop; the one behind its end chooses no checkpoint any more."""
+    held = [e for e in events if e["kind"] == "eval" and not e.get("at_end") and not e.get("nonfinite")]
+    return min(held, key=lambda event: merit(config, event)[1], default=None)
 
 
 def write_state(folder: Path, run: Path, config: TrainConfig, step: int, total: int) -> None:
