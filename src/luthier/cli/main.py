@@ -194,7 +194,7 @@ def explain(
 
         facts = {**compat.RENAMED, **compat.IGNORED, **compat.REFUSED}
         facts |= {key: f"{dotted}: {value}" for key, (dotted, value) in compat.SWITCHES.items()}
-        facts |= {key: f"only {' or '.join(map(str, values))}: {reason}" for key, (values, reason) in compat.ONLY.items()}
+        facts |= {key: f"only {' or '.join(map(str, v))}: {reason}" for key, (v, reason) in compat.ONLY.items()}
         if key in facts:
             lines = [f"{key}: {facts[key]}"]
         else:
