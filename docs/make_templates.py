@@ -21,12 +21,14 @@ segment an answer; their common beginning is computed once.
 **Tools.** Descriptions (`tools`, a JSON list) go where the family puts them, `function_call` turns or `tool_calls`
 become its form of a call, `observation` turns or messages of role `tool` its form of a result. `default` is a plain form
 for families that define none: `Action: name`, `Action Input: {"key": "value"}`. A row with tools is refused, with the
-reason, where the template would drop them.
+reason, where the template would drop them. `tool_format: NAME` gives a named template the tool format of another one.
 
 **Thoughts.** Data marks them with `<think>…</think>` at the beginning of an answer, or holds them in `reasoning_content`;
 the template writes the family's own marks. Thoughts of turns before the last question are left out of the context, as
 the families do. With `enable_thinking: true` an answer without a thought gets an empty one, which is learned; with
-`false` it is part of the prompt and not learned. Templates without marks keep `<think>…</think>` as text.
+`false` it is part of the prompt and not learned, and thoughts in the rows are left out, which is said; with `none` (or
+null) no empty thought is written. `preserve_thinking: true` keeps the thoughts of earlier turns. Templates without marks
+keep `<think>…</think>` as text. [Labels](labels.md) says where this is not what LLaMA-Factory makes.
 
 | template | family | tools | thoughts | end of turn |
 |---|---|---|---|---|
