@@ -94,7 +94,7 @@ def test_merged_4bit_is_bitsandbytes_form(tuned: tuple[Any, Any], said: list[str
     assert any(line.startswith("merged_4bit rounds the merged weights") for line in said)
     narrow = AutoModelForCausalLM.from_pretrained("model").model.layers[0].mlp.up_proj.weight
     found = bitsandbytes.functional.dequantize_4bit(narrow.data, narrow.quant_state).float()
-    assert near(found, model.merge_and_unload().model.layers[0].mlp.up_proj.weight, 0.15)
+    assert near(found, model.merge_and_unload().model.layers[0].mlp.up_proj.weight, 0.25)
 
 
 def test_full_finetuning_and_a_model_without_adapter(tiny: Path) -> None:
