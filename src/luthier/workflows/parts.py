@@ -85,11 +85,9 @@ def assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     if resume is not None and not is_adapter(resume.path):
         files = ModelFiles(str(resume.path), public_base=below.public_base)
     tokenizer = load_tokenizer(files if continued is None else find(config.model), config.model)
-    if config.model.train_from_scratch and resume is None:
-        model = fresh_model(files, config.model, placement)
-    else:
-        model = merge_in(load_model(files, config.model, placement), files.adapters)
-    config = _with_words(config, model, continued)
+    is_new = config.model.train_from_scratch and resume is None
+    model = (fresh_model if is_new else load_model)(files, config.model, placement)
+    model = merge_in(model, files.adapters)
     preparer = make_preparer(tokenizer, config, model.config.model_type)
     if grades:
         give_padding(preparer.template)
@@ -97,7 +95,7 @@ def assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     beside = _Beside(config, model, tokenizer, placement, below, continued, resume)
     reward_model = beside.reward_model()
     critic = beside.critic()
-    model = _tuned(model, config, continued, resume, below.public_base)
+    model = _tuned(model, _with_words(config, model, continued), continued, resume, below.public_base)
     check_context(model, config.data.cutoff_len)
     put_kernels(model, config.model)
     every, learning = parameter_counts(model)
