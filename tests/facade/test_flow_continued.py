@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("trl")
 
@@ -79,6 +80,13 @@ def test_two_stages_on_one_model(tiny: Path, tmp_path: Path) -> None:
     second.train()
     assert {group["lr"] for group in second.optimizer.param_groups} == {5e-3}
     assert any(not torch.equal(p, stopped[name]) for name, p in model.named_parameters() if name in stopped)
+
+    model.save_pretrained_merged(str(tmp_path / "merged"), tokenizer, save_method="merged_16bit")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    learned = {name: p for name, p in model.named_parameters() if name in whole}
+    for name, parameter in learned.items():
+        there = getattr(merged, "lm_head", None) if "lm_head" in name else merged.model.embed_tokens
+        torch.testing.assert_close(there.weight, parameter.to(there.weight.dtype))
 
 
 def test_a_rate_for_embeddings_that_do_not_learn_is_said(tiny: Path, tmp_path: Path, monkeypatch) -> None:
