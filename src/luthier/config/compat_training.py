@@ -12,6 +12,7 @@ RENAMED: dict[str, str] = {
     "asft_alpha": "objective.asft_alpha",
     "eaft_alpha": "objective.eaft_alpha",
     "ld_alpha": "objective.ld_alpha",
+    "expand_layers": "tuning.expand",
     "activation_checkpointing": "train.gradient_checkpointing",
     "per_gpu_train_batch_size": "train.per_device_train_batch_size",
     "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
@@ -20,6 +21,7 @@ RENAMED: dict[str, str] = {
 SWITCHES: dict[str, tuple[str, Any]] = {
     "use_cpu": ("model.device", "cpu"),
     "no_cuda": ("model.device", "cpu"),
+    "use_llama_pro": ("tuning.llama_pro", True),
     "use_galore": ("train.optim", "galore_adamw"),
     "use_apollo": ("train.optim", "apollo_adamw"),
     "use_badam": ("train.optim", "badam"),

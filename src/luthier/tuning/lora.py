@@ -11,6 +11,7 @@ from luthier.config.schema import Names
 from luthier.config.values import split_commas
 from luthier.core.anatomy import decoder_layers
 from luthier.core.errors import ConfigError
+from luthier.core.log import say_once
 from luthier.core.protocols import Tuning
 from luthier.core.registry import TUNINGS
 from luthier.tuning.targets import (
@@ -64,6 +65,10 @@ class Lora(Tuning):
     """Name of a linear layer, or the end of its path -> its own alpha."""
     layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(split_commas)] = ()
     """Numbers of the decoder layers that get an addition, the first being 0; none takes all."""
+    llama_pro: bool = False
+    """Only blocks that were added to the model in even distances get an addition (LLaMA Pro, arXiv:2401.02415)."""
+    layers: Annotated[int, Field(ge=0)] = 0
+    """With llama_pro, how many were added; 0 takes what the model says of itself."""
     experts: bool = False
     """Train the weights of a mixture's experts with low rank too; its router stays frozen."""
     modules_to_save: Names = ()
@@ -90,7 +95,7 @@ class Lora(Tuning):
             lora_dropout=self.dropout,
             target_modules=list(sizes),
             target_parameters=self._experts(model),
-            layers_to_transform=list(self.layers_to_transform) or None,
+            layers_to_transform=self._layers(model) or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
@@ -128,13 +133,25 @@ class Lora(Tuning):
         for name, rank in self.rank_pattern.items():
             check_rank(rank, {name: sizes[name.rpartition(".")[2]]}, "rank_pattern")
 
+    def _layers(self, model: nn.Module) -> list[int]:
+        """Return the numbers of the layers that get an addition; empty for all."""
+        if not self.llama_pro:
+            if self.layers:
+                say_once("freeze_trainable_layers is left out: with finetuning_type: lora it goes with use_llama_pro")
+            return list(self.layers_to_transform)
+        from luthier.tuning.parts.blocks import added, evenly
+
+        return list(evenly(model, self.layers or len(added(model))))
+
     def _check_layers(self, model: nn.Module) -> None:
         count = len(decoder_layers(model))
         if max(self.layers_to_transform, default=0) >= count:
             raise ConfigError(f"layers_to_transform: this model has layers 0 to {count - 1}, and no layer "
                               f"{max(self.layers_to_transform)}")  # fmt: skip
-        if self.layers_to_transform and self.experts:
-            raise ConfigError("layers_to_transform chooses linear layers only; leave out experts")
+        if (self.layers_to_transform or self.llama_pro) and self.experts:
+            raise ConfigError("layers_to_transform and use_llama_pro choose linear layers only; leave out experts")
+        if self.layers_to_transform and self.llama_pro:
+            raise ConfigError("layers_to_transform and use_llama_pro both choose layers; leave one of them out")
 
     def _experts(self, model: nn.Module) -> list[str] | None:
         if not self.experts:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from luthier.core.batch import PackedBatch
+from luthier.core.errors import ConfigError
 from luthier.models.distribution import Head
 from luthier.models.foreign import is_own_code, read_layout
 from luthier.models.load import put_kernels
@@ -107,6 +108,9 @@ class _Measured:
 
 def probe(config: RunConfig, placement: Placement, base: str, batches: Batches, chunk_bytes: int) -> Probe:
     """Measure; takes a few steps of models with few layers."""
+    if getattr(config.tuning, "llama_pro", False) or getattr(config.tuning, "expand", 0):
+        raise ConfigError("what a step takes is not measured under use_llama_pro and expand_layers; set "
+                          "gradient_checkpointing instead of memory_budget")  # fmt: skip
     facts, may_recompute = _facts(base, config), config.train.gradient_checkpointing or bool(config.train.memory_budget)
     layers = _lengths(facts, config)
     # What is drawn here must not move what training draws.
