@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors import safe_open
 
 pytest.importorskip("trl")
 
@@ -28,7 +29,7 @@ def short(completions: Any, **kwargs: Any) -> list[float]:
 
 
 def test_grpo(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from luthier import FastLanguageModel, PatchFastRL
+    from luthier import FastLanguageModel, PatchFastRL, SamplingParams
 
     PatchFastRL("GRPO", FastLanguageModel)
     from trl import GRPOConfig, GRPOTrainer
@@ -84,3 +85,14 @@ def test_grpo(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "question:" in capsys.readouterr().out
     changed = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]
     assert any("lora_B" in name for name in changed)
+
+    # Before and after, as the last cells of such scripts compare.
+    model.save_lora(str(tmp_path / "saved"))
+    with safe_open(tmp_path / "saved" / "adapter_model.safetensors", framework="pt") as file:
+        assert all(bool(file.get_tensor(name).any()) for name in file.keys())  # noqa: SIM118  not a mapping
+    text = tokenizer.apply_chat_template(ROWS[1]["prompt"], tokenize=False, add_generation_prompt=True)
+    how = SamplingParams(temperature=0.0, max_tokens=6)
+    base = model.fast_generate([text], sampling_params=how, lora_request=None)[0].outputs[0]
+    tuned = model.fast_generate(text, sampling_params=how, lora_request=model.load_lora(str(tmp_path / "saved")))
+    assert isinstance(base.text, str)
+    assert 0 < len(tuned[0].outputs[0].token_ids) <= 6
