@@ -187,6 +187,10 @@ def test_stretched_positions_stay_with_what_was_trained(tiny, tmp_path, rows, me
     model, _ = load_for_inference(config_of(run).model, place(config_of(run).model))
     assert model.config.rope_parameters["rope_type"] == "yarn"
     assert model.config.max_position_embeddings == 1024
+    if method == "lora":
+        (alone,) = export_model(config_of(run, export_format="adapter"))
+        carried, _ = load_for_inference(config_of(alone.folder).model, place(config_of(run).model))
+        assert carried.config.rope_parameters == model.config.rope_parameters
     (done,) = export_model(config_of(run))
     merged = AutoModelForCausalLM.from_pretrained(done.folder, dtype=torch.float32)
     ids = torch.arange(600)[None] % 256

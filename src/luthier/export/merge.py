@@ -13,6 +13,7 @@ from luthier.core.log import logger
 from luthier.export.merged import read_merged
 from luthier.export.shards import write_shards
 from luthier.export.source import Source, folder_source
+from luthier.models import rope
 from luthier.models.device import Placement
 from luthier.models.foreign import read_layout
 from luthier.models.load import find, load_model, load_tokenizer, merge_in
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from luthier.config.schema import ExportConfig, RunConfig
     from luthier.models.load import ModelFiles
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", rope.FILE)
 _TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges")
 _AS_TRAINED = Placement(torch.device("cpu"), torch.float32, None, "merging in float32")
 
