@@ -317,12 +317,23 @@ def test_take_back_leaves_nothing() -> None:
     assert not isinstance(model(**BATCHES["right"]), Learned)
 
 
+def test_a_copy_of_a_lent_model_has_its_own_weights() -> None:
+    model = model_of("llama")
+    lend(model)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(twin(**BATCHES["right"]).loss, model(**BATCHES["right"]).loss)
+    before = float(model(**BATCHES["right"]).loss.detach())
+    twin.model.norm.weight.data.mul_(2)
+    assert abs(float(twin(**BATCHES["right"]).loss.detach()) - before) > 0.01
+    assert float(model(**BATCHES["right"]).loss.detach()) == pytest.approx(before)
+
+
 def test_take_back_under_a_trainer_and_lend_again() -> None:
     model = model_of("llama")
     lend(model)
     add_fused_lm_head(model)
     model.train()
-    expected = float(model(**BATCHES["right"], fused_lm_head=True).loss)
+    expected = float(model(**BATCHES["right"], fused_lm_head=True).loss.detach())
     take_back(model)
     assert float(model.train()(**BATCHES["right"], fused_lm_head=True).loss) == pytest.approx(expected, rel=1e-4)
     lend(model)

@@ -10,7 +10,18 @@ from helpers import byte_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from luthier.models import lent
 from luthier.models.lent import lend
@@ -19,6 +30,7 @@ WORDS = ["tea", "a longer answer about the weather of today", "stone", "你好",
 PROMPTS = [f"please say {word} twice to the friend who asked" for word in WORDS]
 PAIRS = {"prompt": PROMPTS, "chosen": WORDS, "rejected": [f"no {word}, never" for word in WORDS[::-1]]}
 COMPLETED = {"prompt": PROMPTS, "completion": WORDS}
+LABELLED = {**COMPLETED, "label": [True, False] * 3}
 LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 PACKED = pytest.mark.filterwarnings("ignore:.*packing.*", "ignore:.*padding-free.*", "ignore:.*flash.*")
 
@@ -78,6 +90,7 @@ SETTINGS: dict[str, tuple[Any, Any, Any, dict[str, Any], tuple[str, ...]]] = {
     "sft accumulated": (SFTTrainer, SFTConfig, COMPLETED, {"gradient_accumulation_steps": 2}, ("entropy",)),
     "dpo": (DPOTrainer, DPOConfig, PAIRS, {}, ("rewards/margins", "logps/chosen", "logits/chosen")),
     "dpo precomputed": (DPOTrainer, DPOConfig, PAIRS, {"precompute_ref_log_probs": True}, ("rewards/margins",)),
+    "kto": (KTOTrainer, KTOConfig, LABELLED, {}, ("logps/chosen",)),
     "grpo": (
         GRPOTrainer,
         GRPOConfig,

@@ -158,14 +158,14 @@ def _beside(logits_CV: Tensor, targets_C: Tensor, head: Head, reads: frozenset[s
     found: dict[str, Tensor] = {}
     if "is_top1" in reads:
         found["is_top1"] = logits_CV.argmax(-1) == targets_C
-    if reads & {"mean_logits", "log_sum_sq_probs"}:
+    if "mean_logits" in reads and head.softcap is None:
+        found["mean_logits"] = logits_CV.mean(-1, dtype=torch.float32) * head.scale
+    if "log_sum_sq_probs" in reads or ("mean_logits" in reads and head.softcap is not None):
         shaped_CV = head.shaped(logits_CV)
-        if "mean_logits" in reads:
-            found["mean_logits"] = shaped_CV.mean(-1)
-        if "log_sum_sq_probs" in reads:
-            once_C = torch.logsumexp(shaped_CV, -1)
-            found["log_sum_sq_probs"] = torch.logsumexp(shaped_CV.mul_(2), -1) - 2 * once_C
-    return found
+        found.setdefault("mean_logits", shaped_CV.mean(-1))
+        once_C = torch.logsumexp(shaped_CV, -1)
+        found["log_sum_sq_probs"] = torch.logsumexp(shaped_CV.mul_(2), -1) - 2 * once_C
+    return {name: x_C for name, x_C in found.items() if name in reads}
 
 
 _Scored = tuple[Tensor, Tensor, Tensor]

@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from luthier.core.anatomy import angles_move_from, backbone_of, packing_of, plain_model
 from luthier.core.errors import ModelError
 from luthier.core.log import say_once
+from luthier.kernels.cpu import Heap
 from luthier.models.lent_head import Fused, fused_answer, fused_settings, is_plain_head, learned, wanted
 from luthier.models.lent_rows import Rows, rows_of
 from luthier.models.patch import FOREST, install, plain_attention, register_attention, remove
@@ -51,6 +52,7 @@ class _Lent:
     """Names of positional arguments."""
     modules: int = 0
     """How many there were when kernels were put in."""
+    heap: Heap = field(default_factory=Heap)
     active: bool = True
 
 
@@ -125,10 +127,11 @@ def _what_rows_do(plain: Any) -> str:
 
 
 def _train(self: Any, mode: bool = True) -> Any:  # noqa: FBT001
-    """Switch the mode, as every trainer does before it computes, and look after what it laid over the model."""
+    """Switch the mode, as every trainer does before a step, and look after what it laid over the model."""
     nn.Module.train(self, mode)
     state: _Lent = self.__dict__[_LENT]
     if state.active:
+        state.heap.tidy()
         if (count := _count(self)) != state.modules:
             install(self)
             state.modules = count
