@@ -238,3 +238,16 @@ def test_a_plain_trainer_takes_a_tokenizer(tmp_path, model: Any) -> None:
 
     trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path)), tokenizer=byte_tokenizer())
     assert trainer.processing_class is not None
+
+
+def test_other_versions_of_trl(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    from luthier.core.errors import DependencyError
+    from luthier.facade import old_arguments, old_names
+
+    deactivate()
+    monkeypatch.setattr(old_names, "version", lambda _: "1.99.0")
+    activate()
+    assert any(line.startswith("trl 1.99.0: ") and "1.16" in line for line in said)
+    monkeypatch.setattr(old_arguments, "version", lambda _: "0.9.0")
+    with pytest.raises(DependencyError, match=r"trl 0\.9\.0 has neither tokenizer nor processing_class.*pip install"):
+        old_arguments.translate("SFTTrainer", {"tokenizer": None}, ["model", "args"], TRAINER_ARGUMENTS)
