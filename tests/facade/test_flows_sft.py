@@ -14,6 +14,21 @@ pytest.importorskip("trl")
 PROMPT = "### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:\n{}"
 
 
+@pytest.mark.parametrize(("asked", "given", "on"), [(False, {}, False), ("unsloth", {}, True),
+                                                    (False, {"gradient_checkpointing": True}, True)])  # fmt: skip
+def test_recomputing_under_a_trainer(tiny: Path, alpaca: Any, asked: Any, given: dict[str, Any], on: bool) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    from luthier import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(str(tiny), max_seq_length=128, load_in_4bit=False)
+    model = FastLanguageModel.get_peft_model(model, r=4, use_gradient_checkpointing=asked)
+    rows = alpaca.map(lambda row: {"text": row["output"]}, remove_columns=alpaca.column_names)
+    args = SFTConfig(output_dir="outputs", report_to="none", max_steps=1, **given)
+    trainer = SFTTrainer(model=model, tokenizer=tokenizer, train_dataset=rows, args=args)
+    assert trainer.args.gradient_checkpointing is on
+
+
 def losses(trainer: Any) -> list[float]:
     return [float(line["loss"]) for line in trainer.state.log_history if "loss" in line]
 

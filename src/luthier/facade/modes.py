@@ -53,6 +53,14 @@ def _held(model: Any, call: str) -> Any:
     return held_of(model)
 
 
+def wants_recomputing(model: Any) -> bool | None:
+    """Return what use_gradient_checkpointing said of a model; None where it left it open, or is another's model."""
+    try:
+        return held_of(model).checkpointing
+    except TypeError:
+        return None
+
+
 def recompute(model: Any, *, on: bool) -> None:
     """Let the decoder layers keep their activations, or compute them again in the backward pass."""
     for module in plain_model(model).modules():

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.core.log import say_once
 from luthier.facade.chat_ends import one_end
+from luthier.facade.modes import wants_recomputing
 from luthier.facade.old_arguments import translate
 from luthier.facade.old_prompts import cut_in
 from luthier.facade.old_table import ARGUMENTS, CONFIGS, TRAINER_ARGUMENTS
@@ -38,6 +39,7 @@ def before(trainer: Any, kind: str, made: dict[str, Any], moved: dict[str, Any],
         return
     args = made["args"] = _settings(kind, made.get("args"), moved, config, model)
     _length(args, model)
+    _recomputing(args, model)
     answer = getattr(args, "max_target_length", None) or _own(args, "max_completion_length")
     if (prompt := _own(args, "max_prompt_length")) or answer:
         cut_in(trainer, kind, prompt, answer)
@@ -96,6 +98,14 @@ def _length(args: Any, model: Any) -> None:
     if args.max_length != most:
         say_once(f"max_length: {most}, the model's max_seq_length" + (f", not {args.max_length}" if is_given else ""))
     args.max_length = args.__dict__["max_seq_length"] = most
+
+
+def _recomputing(args: Any, model: Any) -> None:
+    """Keep activations where the model was made so and the settings are silent."""
+    silent = "gradient_checkpointing" not in args.__dict__.get("_luthier_given", ("gradient_checkpointing",))
+    if silent and args.gradient_checkpointing and wants_recomputing(model) is False:
+        args.gradient_checkpointing = False
+        say_once("gradient_checkpointing: False, as the model was asked for")
 
 
 def _prepare(model: Any) -> None:
