@@ -107,3 +107,10 @@ def test_trackers(tmp_path, monkeypatch) -> None:
     told = trackers.tracker_settings(TrainConfig(run_name="r", swanlab_project="p", swanlab_mode="local"))
     assert told["swanlab"] == {"project": "p", "experiment_name": "r", "mode": "local"}
     assert told["wandb"] == {"name": "r"}
+
+
+def test_references_and_reward_models() -> None:
+    assert read(stage="dpo", ref_model_adapters="a,b").model.ref_model_adapters == ("a", "b")
+    assert "ref_model is set, but this objective compares with no reference" in refused(ref_model_adapters="a")
+    assert read(reward_model_type="lora")
+    assert "a reward that asks an endpoint" in refused(reward_model_type="api")

@@ -20,7 +20,7 @@ MISTAKES = {
     "section": ("model: 3", "f.yaml:2: model is a section: expected `key: value` lines, found '3'"),
     "nested key": ("model:\n  dtyp: float32", "f.yaml:3: unknown key 'model.dtyp' (value 'float32'); did you mean 'dtype'?"),
     "tuning": ("finetuning_type: lroa", "f.yaml:2: unknown tuning 'lroa'; did you mean 'lora'? It may be one of: bottleneck, freeze, full, ia3, lora, oft, prefix, prompt, ptuning, ptuning_v2, vera"),
-    "foreign": ("tuning:\n  name: freeze\n  rank: 3", "f.yaml:4: unknown key 'tuning.rank' (value '3'); tuning has: layers, modules, extra_modules"),
+    "foreign": ("tuning:\n  name: freeze\n  rank: 3", "f.yaml:4: unknown key 'tuning.rank' (value '3'); tuning has: layers, modules, extra_modules, llama_pro, expand"),
     "octal": ("seed: 010", "f.yaml:2: seed: 010 means different numbers to different YAML readers; write the decimal number, or quote it"),
     "tag": ("run_name: !!python/object:os.system x", "f.yaml:2: tag 'tag:yaml.org,2002:python/object:os.system' is not allowed; nothing was run"),
     "tab": ("\tseed: 1", "f.yaml:2: not YAML: found character '\\t' that cannot start any token. A tab, or a missing blank after a colon?"),

@@ -98,3 +98,13 @@ def test_a_metric_that_is_not_there_is_named(tiny: Path, rows: Path, tmp_path: P
         train(
             settings(tiny, rows, tmp_path / "run", val_size=4, eval_steps=1, metric_for_best_model="bleu"), quiet=True
         )
+
+
+def test_the_reference_may_have_adapters_of_its_own(tiny: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    """An adapter beside the model says the same as the run that it comes from; without it the losses are others."""
+    train(settings(tiny, rows, tmp_path / "sft"), quiet=True)
+    more = {"stage": "dpo", "max_steps": 2, "learning_rate": 1e-3}
+    own = {"ref_model": str(tmp_path / "sft")}, {"ref_model_adapters": str(tmp_path / "sft")}, {}
+    for name, which in zip("abc", own, strict=True):
+        train(settings(tiny, pairs, tmp_path / name, **more, **which), quiet=True)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")

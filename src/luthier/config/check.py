@@ -141,7 +141,10 @@ RULES: tuple[Rule, ...] = (
         "leave one of them out",
     ),
     (
-        lambda c: c.model.ref_model is not None and not c.objective.needs & {"reference", "distribution"},
+        lambda c: (
+            (c.model.ref_model is not None or bool(c.model.ref_model_adapters))
+            and not c.objective.needs & {"reference", "distribution"}
+        ),
         "ref_model is set, but this objective compares with no reference; leave it out",
     ),
     (

@@ -130,7 +130,6 @@ IGNORED: dict[str, str] = {
     "logging_dir": "trackers write into the run directory",
     "full_determinism": "runs on a processor are bit-identical anyway",
     "pissa_convert": "such adapters are always written for the weights as they were",
-    "reward_model_type": "the folder of reward_model tells what it is",
     "hf_hub_token": "set HF_TOKEN in the environment; tokens are never written to a run directory",
 }
 """Key -> why leaving it out changes nothing."""
@@ -172,10 +171,9 @@ REFUSED: dict[str, str] = {
     "sglang_mem_fraction": _SGLANG,
     "sglang_tp_size": _SGLANG,
     "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
-    "ppo_whiten_rewards": "advantages are whitened instead",
+    "ppo_whiten_rewards": "advantages are whitened instead, which takes the same scale out of the update; leave it out",
     "reward_model_adapters": "name the adapter's folder as reward_model; its base is found through it",
     "reward_model_quantization_bit": "the reward model is loaded like the model",
-    "ref_model_adapters": "name the adapter's folder as ref_model; its base is found through it",
     "ref_model_quantization_bit": "the reference is loaded like the model",
 }
 """Key -> reason and what to do."""

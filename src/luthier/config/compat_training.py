@@ -131,6 +131,10 @@ REFUSED: dict[str, str] = {
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "generation_num_beams": ((1,), "answers grow one token at a time, without beams"),
+    "reward_model_type": (
+        ("lora", "full"),
+        "a reward that asks an endpoint is named in `rewards`, such as judge, or a function of your own",
+    ),
     "badam_mode": (("layer",), "whole layers take turns here; set badam_mode: layer"),
 }
 

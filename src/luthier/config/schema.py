@@ -32,6 +32,8 @@ class ModelConfig:
     """Name -> folder of adapters to switch between while answering: /adapter NAME in a chat."""
     ref_model: str | None = None
     """Model, adapter or run that objectives compare with; none means the model as it was before this run."""
+    ref_model_adapters: Names = ()
+    """Adapters on `ref_model`, or on the model itself where that is not given, that objectives compare with."""
     model_revision: str = "main"
     """Hub branch, tag or commit."""
     rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"

@@ -112,7 +112,8 @@ def plan_memory(
         "weights": _weight_bytes(model, placement, learning=learning, every=every),
         "optimizer": int(found.optimizer_bytes.at(layers)),
     }
-    if config.objective.needs & {"reference", "distribution"} and learning == every and config.model.ref_model is None:
+    own = config.model.ref_model is not None or config.model.ref_model_adapters
+    if config.objective.needs & {"reference", "distribution"} and learning == every and not own:
         fixed["reference"] = _weight_bytes(model, placement, learning=0, every=every)
 
     def parts(recomputed: int) -> dict[str, int]:

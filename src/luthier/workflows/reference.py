@@ -12,7 +12,7 @@ from luthier.core.errors import ModelError
 from luthier.core.log import first_line, logger
 from luthier.core.paths import cache_folder
 from luthier.models.adapters import has_adapter
-from luthier.models.load import ModelFiles, load_tokenizer, load_with_adapters, put_kernels, resolve
+from luthier.models.load import ModelFiles, load_tokenizer, load_with_adapters, put_kernels, resolve, with_adapters
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference, with_first_adapter, without_adapter
 from luthier.models.reward_files import refuse_reward_model
@@ -42,12 +42,15 @@ def make_reference(
     if not config.objective.needs & {"reference", "distribution"}:
         return None
     below, continued = began
-    files = below if config.model.ref_model is None else resolve(config.model.ref_model)
+    model = config.model
+    is_own = model.ref_model is not None or bool(model.ref_model_adapters)
+    named = model.ref_model or model.model_name_or_path
+    files = with_adapters(resolve(named), model.ref_model_adapters) if is_own else below
     refuse_reward_model(files)
     parts = (_folder(files.base, config), *files.adapters)
-    if config.model.ref_model is not None:
+    if is_own:
         _check_tokenizer(files, config, tokenizer)
-        logger.info("reference: %s", config.model.ref_model)
+        logger.info("reference: %s", ", ".join((named, *model.ref_model_adapters)))
     elif has_adapter(policy.model):
         logger.info("reference: %s", f"adapter {continued} as it is now" if continued else "the model without adapter")
         return with_first_adapter(policy, parts, continued) if continued else without_adapter(policy, parts)
@@ -60,7 +63,7 @@ def _check_tokenizer(files: ModelFiles, config: RunConfig, tokenizer: Any) -> No
     theirs = load_tokenizer(files, config.model)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"ref_model {config.model.ref_model} has another tokenizer ({len(theirs)} tokens) than the model "
+            f"ref_model {files.public_base} has another tokenizer ({len(theirs)} tokens) than the model "
             f"({len(tokenizer)}); their log-probabilities cannot be compared",
             code="model_reference",
         )
