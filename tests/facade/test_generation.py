@@ -182,6 +182,15 @@ def test_an_adapter_answers_on_a_model_that_has_none(tuned: tuple[Any, Any], tin
         other.save_lora("x")
 
 
+def test_a_merged_adapter_is_in_the_way(tuned: tuple[Any, Any]) -> None:
+    model, _ = tuned
+    model.merge_adapter()
+    with pytest.raises(LuthierError, match="unmerge_adapter"):
+        model.fast_generate("tea", GREEDY)
+    model.unmerge_adapter()
+    assert len(model.fast_generate("tea", GREEDY)) == 1
+
+
 def test_sampling_parameters(plain: tuple[Any, Any]) -> None:
     model, tokenizer = plain
     drawn = SamplingParams(n=3, temperature=1.5, top_k=-1, top_p=0.9, min_p=0.01, max_tokens=4, seed=7)

@@ -167,6 +167,9 @@ def _output(index: int, answer: Completion, asked: SamplingParams, stops: tuple[
 @contextmanager
 def _at_work(model: Any, request: Any) -> Generator[Any]:
     """Yield the model with the adapter that `request` names, or with none; what learns goes on learning."""
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise ModelError("an adapter is merged into this model; take it out with unmerge_adapter() first",
+                         code="model_adapter")  # fmt: skip
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         if request is None:
