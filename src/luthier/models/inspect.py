@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import logger
 from luthier.core.registry import FAMILIES
-from luthier.models.foreign import needs_own_code
+from luthier.models.foreign import foreign_of, needs_own_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,9 +59,9 @@ _SENSES = {
 
 
 def refuse_multimodal(raw: dict[str, Any], name: str) -> None:
-    """Raise ModelError for a model that reads more than text, unless the text part of its family is known."""
+    """Raise ModelError for a model that reads more than text, unless its text half can be taken alone."""
     key = next((key for key in _SENSES if raw.get(key)), None)
-    if key is None or raw.get("model_type") in FAMILIES.names():
+    if key is None or raw.get("model_type") in FAMILIES.names() or foreign_of(raw) is not None:
         return
     raise ModelError(
         f"{name} is a model of type {raw.get('model_type')!r} that reads {_SENSES[key]} ({key} in its config.json); "
