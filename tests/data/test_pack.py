@@ -189,3 +189,17 @@ def test_store_survives_the_disk(tmp_path: Path) -> None:
     assert [again[i] for i in range(9)] == [units[i] for i in range(9)]
     assert report == {"rows": 9}
     assert again.lengths().tolist() == [3] * 9
+
+
+def test_pairs_that_begin_alike_still_share_their_own_prompts() -> None:
+    """All begin with the same three tokens, too few for a span; two by two they agree on many more."""
+    prompts = [[1, 2, 3, *[token] * 20] for token in (4, 5)]
+    units = [
+        [Segment(tokens=[*prompt, *end], weight=[0.0] * 23 + [1.0] * 3)]
+        for prompt in prompts
+        for end in ([7, 8, 9], [8, 9, 7])
+    ]
+    batch = pack(units)
+    assert batch.spans.parent == (-1, 0, 0, -1, 3, 3)
+    assert batch.num_tokens == 2 * (23 + 2 * 2)
+    assert batch.targets.tolist() == [7, 8, 9, 8, 9, 7] * 2

@@ -32,17 +32,24 @@ class _Forest:
     end: list[int] = field(default_factory=list[int])
     parent: list[int] = field(default_factory=list[int])
 
-    def grow(self, group: list[int], depth: int, parent: int) -> None:
-        """Add the spans of the segments in `group`, which agree on their first `depth` tokens."""
+    def grow(self, group: list[int], depth: int, parent: int, agreed: int = 0) -> None:
+        """Add the spans of the segments in `group` from token `depth` on; they agree on the first `agreed`, or `depth`.
+
+        Where all agree on too little for a span, some may still agree on more.
+        """
+        agreed = max(agreed, depth)
         branches: dict[int, list[int]] = defaultdict(list)
         for segment in group:
-            if len(self.tokens[segment]) > depth:
-                branches[int(self.tokens[segment][depth])].append(segment)
+            if len(self.tokens[segment]) > agreed:
+                branches[int(self.tokens[segment][agreed])].append(segment)
+            elif agreed > depth:
+                self._add([segment], depth, agreed, parent)
         for branch in branches.values():
             shared = self._common_length(branch)
-            if len(branch) == 1 or shared - depth < MIN_SHARED_TOKENS:
-                for segment in branch:
-                    self._add([segment], depth, len(self.tokens[segment]), parent)
+            if len(branch) == 1:
+                self._add(branch, depth, shared, parent)
+            elif shared - depth < MIN_SHARED_TOKENS:
+                self.grow(branch, depth, parent, shared)
             else:
                 self.grow(branch, shared, self._add(branch, depth, shared, parent))
 

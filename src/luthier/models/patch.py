@@ -19,6 +19,7 @@ from luthier.kernels.layer_norm import LAYER_NORM
 from luthier.kernels.linear_logprobs import LINEAR_LOGPROBS
 from luthier.kernels.lora_linear import LORA_LINEAR
 from luthier.kernels.panels import add_low_rank
+from luthier.kernels.products import times_transposed
 from luthier.kernels.rms_norm import RMS_NORM
 from luthier.kernels.rope import ROPE
 from luthier.models.quantized import QuantizedLinear
@@ -235,6 +236,8 @@ def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        if self.disable_adapters and not kwargs and _takes_product(self, x):
+            return times_transposed(x.flatten(0, -2), self.base_layer.weight).unflatten(0, x.shape[:-1])
         # Everything that the kernel does not know goes the plain way: switched off, merged, several adapters.
         known = name in self.lora_A and not (self.disable_adapters or self.merged)
         if not known or kwargs or self.lora_B[name].bias is not None or torch.is_autocast_enabled(x.device.type):
@@ -250,6 +253,13 @@ def _put_lora_linear(module: nn.Module, family: Family, call: Any) -> int:
         return call(x, base.weight, base.bias, *low, keep, dropout)
 
     return _bind(module, forward)
+
+
+def _takes_product(layer: Any, x: Tensor) -> bool:
+    """Tell whether a layer with its adapters off is a mere product that nobody learns from: a reference."""
+    base = layer.base_layer
+    is_mere = type(base) is nn.Linear and base.bias is None and x.dtype == base.weight.dtype and not layer.merged
+    return is_mere and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
 
 def _put_layer_norm(module: nn.Module, family: Family, call: Any) -> int:
