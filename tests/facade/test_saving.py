@@ -124,6 +124,17 @@ def test_a_model_that_went_on_from_an_adapter(tuned: tuple[Any, Any]) -> None:
     assert near(logits(AutoModelForCausalLM.from_pretrained("model")), logits(again))
 
 
+def test_an_end_token_that_a_template_chose_ends_answers_of_the_merged_model(tuned: tuple[Any, Any]) -> None:
+    from luthier import get_chat_template
+
+    model, tokenizer = tuned
+    text = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    get_chat_template(tokenizer, (text, "<|im_start|>"))
+    model.save_pretrained_merged("model", tokenizer)
+    assert json.loads(Path("model/generation_config.json").read_text())["eos_token_id"] == [257, 258]
+    assert AutoTokenizer.from_pretrained("model").eos_token_id == 257
+
+
 # ---- words
 
 

@@ -20,6 +20,7 @@ from luthier.facade.held import held_of
 from luthier.facade.hub import open_repository, upload
 from luthier.facade.parameters import bind, weigh
 from luthier.facade.saving_files import (
+    agree_on_end,
     base_name,
     card_words,
     check_space,
@@ -101,6 +102,8 @@ def save_folder(model: Any, target: Path, tokenizer: Any, save_method: str, shar
             "export_format": "merged", "export_dtype": half_of(model), "export_size": gigabytes(shard)
         }  # fmt: skip
         folder = exported(config, workplace, target, **facts)
+        if method != "lora":
+            agree_on_end(folder, tokenizer if tokenizer is not None else held_of(model).tokenizer)
         if method == "merged_4bit":
             folder = write_four_bits(folder, workplace / "four", shard_bytes=int(gigabytes(shard) * 1e9))
         rewrite(folder, card_words(model))
@@ -160,6 +163,7 @@ def save_gguf(model: Any, target: Path, asked: GgufArguments | PushGgufArguments
             (made / name).rename(made / other)
         rewrite(made, names | card_words(model))
         rewrite(merged, card_words(model))
+        agree_on_end(merged, tokenizer)
         modelfile = _modelfile(model, merged, made / names[_first(names, forms)], tokenizer)
         put(sorted(merged.iterdir()), target)
         put(sorted(made.iterdir()), directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ import torch
 
 from luthier.config.load import load_config
 from luthier.core.errors import ExportError, RunError
-from luthier.core.log import logger
-from luthier.core.paths import beside
+from luthier.core.log import logger, say_once
+from luthier.core.paths import beside, write_whole
 from luthier.export.card import public
 from luthier.export.gguf import FORMS
 from luthier.facade.held import held_of
@@ -157,6 +158,18 @@ def rewrite(folder: Path, words: dict[str, str]) -> None:
             for word, other in words.items():
                 text = text.replace(word, other)
             file.write_text(text, encoding="utf-8")
+
+
+def agree_on_end(folder: Path, tokenizer: Any) -> None:
+    """Let generation end with the tokenizer's end token, which a chat template may have chosen, beside the model's."""
+    file, end = folder / "generation_config.json", tokenizer.eos_token_id
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    known = facts.get("eos_token_id")
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if end is not None and end not in ids:
+        facts["eos_token_id"] = [end, *ids]
+        write_whole(file, json.dumps(facts, indent=2) + "\n")
+        say_once(f"answers end with {tokenizer.eos_token} too: the generation config of the merged model says so")
 
 
 def card_words(model: Any) -> dict[str, str]:
