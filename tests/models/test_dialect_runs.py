@@ -30,6 +30,7 @@ def sets(tmp_path) -> str:
     return f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
 
 
+@pytest.mark.slow
 def test_each_evaluation_data_set_has_its_loss(tiny, rows, sets, tmp_path) -> None:
     common = {"model_name_or_path": str(tiny), "dataset": str(rows), "eval_strategy": "steps", "eval_steps": 2}
     run = run_of(tmp_path, **common, eval_dataset=sets, eval_on_each_dataset=True, output_dir=str(tmp_path / "run"))
@@ -54,6 +55,7 @@ def test_kept_rows_train_the_same(tiny, sets, tmp_path) -> None:
     assert losses(again) == losses(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_with_added_words_goes_on_and_answers(tiny, tmp_path, monkeypatch, method) -> None:
     data = tmp_path / "rows.jsonl"
