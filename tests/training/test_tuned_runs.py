@@ -1,11 +1,15 @@
 """Runs under tunings of every kind: memory settings change no loss, learning rates are those of the tuning."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from helpers import losses, make_folder
+from safetensors.torch import load_file
 from tunings import SMALL
 
 from luthier.config.load import load_config
@@ -86,3 +90,25 @@ def test_parameters_learn_at_rates_of_their_own(tiny, rows, tmp_path) -> None:
     train(load_config(given).config, quiet=True)
     state = json.loads((tmp_path / "run/checkpoint-1/state.json").read_text(encoding="utf-8"))
     assert sorted(state["learning_rates"]) == pytest.approx([1e-6, 1e-3, 16e-3])
+
+
+def test_whole_modules_learn_in_float32_over_a_narrower_base(tiny, rows, tmp_path) -> None:
+    """Small steps would be lost in bfloat16, and so would they on resuming."""
+
+    def go(name: str, **more: Any) -> Path:
+        given = {
+            **SETTINGS, "dtype": "bfloat16", "learning_rate": 1e-4, "lora_rank": 2, "max_steps": 2, "save_steps": 1,
+            "additional_target": "embed_tokens,lm_head", "model_name_or_path": str(tiny), "dataset": str(rows),
+            "output_dir": str(tmp_path / name), **more,
+        }  # fmt: skip
+        train(load_config(given).config, quiet=True)
+        return tmp_path / name
+
+    whole = load_file(go("whole") / "adapter_model.safetensors")
+    assert {whole[f"base_model.model.{name}.weight"].dtype for name in ("model.embed_tokens", "lm_head")} == {
+        torch.float32
+    }
+    half = go("half")
+    shutil.rmtree(half / "checkpoint-2")
+    again = load_file(go("half", resume="must") / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

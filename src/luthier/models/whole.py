@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from luthier.core.anatomy import plain_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _HOOKED = "_luthier_casts"
 
@@ -37,6 +41,17 @@ def learn_in_float32(model: nn.Module) -> int:
         else:
             module.register_forward_pre_hook(_takes_float32)
     return sum(p.numel() for p in plain.parameters() if id(p) in narrow)
+
+
+def read_whole(model: nn.Module, folder: Path) -> None:
+    """Read the copies of modules_to_save again from an adapter folder, without the rounding of a narrower base."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+        for name, parameter in model.named_parameters():
+            path, mark, last = name.partition(".modules_to_save.")
+            key = f"{path}.{last.partition('.')[2]}"
+            if mark and parameter.requires_grad and key in stored:
+                parameter.data.copy_(file.get_tensor(key))
 
 
 class _Gives:

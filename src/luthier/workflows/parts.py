@@ -43,6 +43,7 @@ from luthier.models.value import (
 )
 from luthier.models.virtual import check_context
 from luthier.models.vocabulary import refuse_more_words, rows_learn
+from luthier.models.whole import learn_in_float32, read_whole
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.optim import is_of_critic, usual_rate
 from luthier.workflows.build import make_preparer
@@ -96,6 +97,9 @@ def assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     reward_model = beside.reward_model()
     critic = beside.critic()
     model = _tuned(model, _with_words(config, model, continued), continued, resume, below.public_base)
+    read = resume.path if resume is not None and is_adapter(resume.path) else continued
+    if learn_in_float32(model) and read is not None:
+        read_whole(model, read)
     check_context(model, config.data.cutoff_len)
     put_kernels(model, config.model)
     every, learning = parameter_counts(model)

@@ -29,6 +29,7 @@ from luthier.models.policy import Policy
 from luthier.models.quantized_load import choose, make_narrow
 from luthier.models.recompute import recompute_layers
 from luthier.models.value import make_head, only_grades, only_values
+from luthier.models.whole import learn_in_float32
 from luthier.training.optim import learning_parameters, make_optimizer
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     if only_grades(config.objective.needs):
         only_values(model)
     model = config.tuning.apply(model)
+    learn_in_float32(model)
     put_kernels(model, config.model, quiet=True)
     return model
 
