@@ -1,10 +1,12 @@
 """Trainers of TRL and transformers, unchanged, take two steps with a plain model and with a lent one: the same losses."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from helpers import byte_tokenizer
 from peft import LoraConfig, get_peft_model
@@ -33,6 +35,14 @@ COMPLETED = {"prompt": PROMPTS, "completion": WORDS}
 LABELLED = {**COMPLETED, "label": [True, False] * 3}
 LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 PACKED = pytest.mark.filterwarnings("ignore:.*packing.*", "ignore:.*padding-free.*", "ignore:.*flash.*")
+
+
+@pytest.fixture(autouse=True)
+def _exact_again() -> Iterator[None]:
+    """A trainer in bfloat16 makes that the precision of the whole process, for whoever trains next."""
+    yield
+    torch.backends.fp32_precision = "ieee"
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def length_of_answer(completions: Any, **_: Any) -> list[float]:
