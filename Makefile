@@ -11,6 +11,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCH = .bench
+# Processes that tests run in; each keeps to one thread and takes about 2 GB.
+WORKERS ?= 2
 # Tokenizers of real models, for the tests of loss weights.
 TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
@@ -42,13 +44,13 @@ test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest --doctest-modules src tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules src tests
 
 matrix: install-dev
 	LUTHIER_WRITE_PAGES=1 $(BIN)/python -m pytest tests/contracts/test_matrix.py
 
 quick: install-dev
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" tests
 
 # The peers live in an environment of their own: their pins are not ours.
 $(BENCH)/.installed: benchmarks/requirements.txt
