@@ -111,9 +111,7 @@ def list_data(
     named = [(name, entry.get("file_name") or entry.get("hf_hub_url"), entry.get("formatting", "alpaca"))
              for name, entry in open_shelf(folder).entries.items()]  # fmt: skip
     files = [
-        (p.name, p.name, "by path")
-        for p in sorted(root.iterdir())
-        if p.suffix in READERS and p.name != REGISTRY_FILE
+        (p.name, p.name, "by path") for p in sorted(root.iterdir()) if p.suffix in READERS and p.name != REGISTRY_FILE
     ]
     if json:
         show.as_json(datasets=[dict(zip(("name", "source", "format"), row, strict=True)) for row in [*named, *files]])
