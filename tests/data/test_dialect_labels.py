@@ -270,7 +270,8 @@ def test_a_prompt_is_never_cut_at_its_end(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"instruction": "q" * 100, "output": "a"}) + "\n")
     _, report = prepare((str(path),), Preparer(ChatTemplate(byte_tokenizer()), DataConfig(cutoff_len=60), "answer"))
-    (finding,) = report.errors()
+    (finding,) = report.findings
+    assert finding.level == "warning"
     assert str(finding).startswith(f"{path}:1 has no answer token within cutoff_len 60")
 
 

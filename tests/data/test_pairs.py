@@ -182,18 +182,18 @@ def test_template_that_rewrites_answers_takes_one_a_side() -> None:
         ChatTemplate(tokenizer).render(example)
 
 
-def test_cut_pairs_keep_a_token_of_both_or_are_bad_rows() -> None:
+def test_cut_pairs_keep_a_token_of_both_or_are_left_out() -> None:
     name = write({"instruction": "q" * 60, "chosen": "same beginning", "rejected": "same start"})
     lengths = {}
     for limit in range(60, 110):
         store, report = audit(name, cutoff_len=limit)
         kinds = dict(report.counts)
-        assert kinds.keys() <= {"nothing_to_learn", "equal_pair", "answer_cut"}
+        assert kinds.keys() <= {"prompt_too_long", "equal_pair", "answer_cut"}
         lengths.setdefault(next(iter(kinds), "whole"), []).append(limit)
         for unit in store:
             assert all(sum(s.weight) >= 1 and len(s.tokens) <= limit for s in unit)
             assert unit[0].tokens != unit[1].tokens
-    assert list(lengths) == ["nothing_to_learn", "equal_pair", "answer_cut", "whole"]
+    assert list(lengths) == ["prompt_too_long", "equal_pair", "answer_cut", "whole"]
     assert len(lengths["equal_pair"]) == len("same ")
 
 

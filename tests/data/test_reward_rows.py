@@ -111,13 +111,14 @@ def test_prompts_are_cut_and_answers_are_not() -> None:
         )
 
 
-def test_an_answer_that_fills_the_limit_is_a_bad_row() -> None:
+def test_an_answer_that_fills_the_limit_is_left_out() -> None:
     row = {"instruction": "q", "chosen": "a" * 70, "rejected": "b"}
     store, report = audit(row, ROW, cutoff_len=71)
     assert len(store) == 1
-    assert [str(finding) for finding in report.errors()] == [
-        "rows.jsonl:1 has an answer of 71 tokens, which leaves its prompt no room within cutoff_len 71; raise cutoff_len, "
-        "or set bad_rows: skip"
+    assert not report.errors()
+    assert [str(finding) for finding in report.findings] == [
+        "rows.jsonl:1 has an answer of 71 tokens, which leaves its prompt no room within cutoff_len 71, and is left out; "
+        "raise cutoff_len"
     ]
     for policy, level in (("skip", "warning"), ("fail", "error")):
         _, report = audit(row, ROW, cutoff_len=71, too_long=policy)

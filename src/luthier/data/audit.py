@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from luthier.data.store import UnitStore
 
+NO_ROOM = frozenset({"too_long", "prompt_too_long", "answer_too_long"})
+"""Kinds of findings about rows that do not fit into cutoff_len."""
 SHOWN_PER_KIND = 20
 KEPT_PER_KIND = 1000
 
@@ -94,7 +96,8 @@ class AuditReport:
         shown = "\n".join(str(finding) for finding in errors[:SHOWN_PER_KIND])
         more = f"\n... {self.num_errors} in all" if self.num_errors > SHOWN_PER_KIND else ""
         if self.trained_rows == 0:
-            raise DataError(f"no row is left to train on ({self.total()})\n{shown}{more}", code="data_empty")
+            why = f"{shown}{more}" if errors else "\n".join(map(str, self.findings[:SHOWN_PER_KIND]))
+            raise DataError(f"no row is left to train on ({self.total()})\n{why}", code="data_empty")
         if errors and policy == "fail":
             raise DataError(
                 f"{shown}{more}\n{self.num_errors} of {self.rows} rows cannot be trained on; mend them, "
@@ -103,6 +106,10 @@ class AuditReport:
             )
         if errors:
             logger.warning("bad_rows: skip left out %d of %d rows:\n%s%s", self.num_errors, self.rows, shown, more)
+        for kind in NO_ROOM & self.counts.keys():
+            first = next(finding for finding in self.findings if finding.kind == kind)
+            if first.level == "warning":
+                logger.warning("%d of %d rows are left out; the first: %s", self.counts[kind], self.rows, first)
 
 
 def leakage(train: UnitStore, train_rows: np.ndarray, held_out: UnitStore, held_out_rows: np.ndarray) -> list[Finding]:

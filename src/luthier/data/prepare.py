@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
-from luthier.core.findings import Finding, RowError
+from luthier.core.findings import Finding, Level, RowError
 from luthier.core.log import logger
 from luthier.core.paths import cache_folder
 from luthier.core.types import Example, Message, RowKind, Segment, Unit
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,17 @@ class Preparer:
             return []
         if len(tokens) <= most:
             return tokens
-        level = "warning" if self.config.too_long == "skip" else "error"
         message = (
-            f"has {len(tokens)} tokens, but beside an answer only {most} have room; "
-            "raise cutoff_len, lower max_completion_length, or set too_long: skip"
+            f"has {len(tokens)} tokens, but beside an answer only {most} have room, and is left out; "
+            "raise cutoff_len, or lower max_completion_length"
         )
-        report.add("prompt_too_long", level, example.origin, message)
+        report.add("prompt_too_long", self._no_room, example.origin, message)
         return []
+
+    @property
+    def _no_room(self) -> Level:
+        """Return how bad a row is that has no room."""
+        return "error" if self.config.too_long == "fail" else "warning"
 
     def example_of(self, row: Row, source: Source) -> Example:
         """Return the row as an example; raises RowError."""
@@ -148,9 +152,12 @@ class Preparer:
         report.cut_tokens += lost
         if all(any(segment.weight[1:]) for segment in cut):
             return cut, lost
+        if not all(any(segment.weight[1:]) for segment in unit):
+            report.add("nothing_to_learn", "error", where, "has an answer without tokens; take the row out")
+            return [], lost
         longest = max(len(segment.tokens) for segment in unit)
-        message = f"has no answer token within cutoff_len {limit} (the row has {longest} tokens); raise cutoff_len"
-        report.add("nothing_to_learn", "error", where, message)
+        message = f"has no answer token within cutoff_len {limit} (the row has {longest} tokens) and is left out"
+        report.add("prompt_too_long", self._no_room, where, f"{message}; raise cutoff_len")
         return [], lost
 
     def _with_ends(self, unit: Unit, where: str, report: AuditReport) -> tuple[Unit, int]:
@@ -163,7 +170,7 @@ class Preparer:
         if cut is None:
             longest = max(stop - start for start, stop in map(learned_range, unit))
             message = f"has an answer of {longest} tokens, which leaves its prompt no room within cutoff_len {limit}"
-            report.add("answer_too_long", "error", where, f"{message}; raise cutoff_len, or set bad_rows: skip")
+            report.add("answer_too_long", self._no_room, where, f"{message}, and is left out; raise cutoff_len")
             return [], 0
         kept, lost = cut
         report.cut_tokens += lost * len(unit)
