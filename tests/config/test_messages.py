@@ -93,3 +93,15 @@ def test_alias_bomb_ends_early() -> None:
 
 def test_secrets_of_the_terminal_do_not_run() -> None:
     assert "\x1b" not in refusal('"\\e[31mseed": 1\n')
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava_next_yi", "minicpm_v", "glm4_5v", "qwen3_omni", "kimi_vl"])
+def test_templates_of_models_that_see_are_refused_before_anything_is_read(name: str) -> None:
+    settings = {"model_name_or_path": "Some/Model-VL", "dataset": "x", "template": name, "image_max_pixels": 262144}
+    with pytest.raises(ConfigError, match=f"template: {name} is of models that read pictures"):
+        load_config(settings)
+
+
+@pytest.mark.parametrize("name", ["qwen", "glm4_moe", "minicpm3", "gemma3", "yi", "llama4"])
+def test_templates_of_text_are_not(name: str) -> None:
+    load_config({"model_name_or_path": "m", "template": name})

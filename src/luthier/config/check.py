@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from luthier.config.combinations import why_not
@@ -193,6 +194,22 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+_OTHER_SENSES = re.compile(
+    r"(^|_)(vl|omni|audio|ocr)(_|$)|llava|pixtral|mllama|paligemma|voxtral|minicpm_[vo]$|glm4\w*v$|gemma3n"
+)
+"""Names that templates of models with pictures, films and sounds have there."""
+
+
+def _of_other_senses(config: RunConfig) -> list[str]:
+    name = config.data.template or ""
+    if not _OTHER_SENSES.search(name):
+        return []
+    return [
+        f"template: {name} is of models that read pictures, films or sounds; luthier trains text models: take the text "
+        "model of the family, with its template"
+    ]
+
+
 def _rolls_out(config: RunConfig) -> bool:
     return "rollouts" in config.objective.needs
 
@@ -212,4 +229,9 @@ def cross_checks(config: RunConfig) -> list[str]:
     tuning, quantization = TUNINGS.name_of(config.tuning), config.model.quantization
     reason = why_not(tuning, quantization)
     impossible = [] if reason is None else [f"finetuning_type: {tuning} with quantization: {quantization}: {reason}"]
-    return impossible + _group_too_small(config) + [message for broken, message in RULES if broken(config)]
+    return (
+        impossible
+        + _of_other_senses(config)
+        + _group_too_small(config)
+        + [message for broken, message in RULES if broken(config)]
+    )

@@ -12,7 +12,7 @@ import yaml
 
 from luthier.core.anatomy import family_of
 from luthier.core.errors import ConfigError, ModelError
-from luthier.core.log import logger
+from luthier.core.log import first_line, logger
 from luthier.core.protocols import Engine
 from luthier.core.types import Sampling
 from luthier.data.audit import AuditReport, leakage
@@ -105,7 +105,14 @@ def make_preparer(tokenizer: Any, config: RunConfig, model_type: str) -> Prepare
 def transformers_config(files: ModelFiles, config: RunConfig) -> Any:
     """Return the model's config without loading weights."""
     options = {"revision": config.model.model_revision, "allow_remote_code": config.model.allow_remote_code}
-    return read_layout(files.base, **options).config
+    try:
+        return read_layout(files.base, **options).config
+    except OSError as error:
+        raise ModelError(
+            f"{files.base} is no folder here and was not found on the hub: {first_line(error)}; `luthier models` lists "
+            "short names",
+            code="model_missing",
+        ) from error
 
 
 def read_preparer(config: RunConfig) -> Preparer:

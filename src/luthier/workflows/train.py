@@ -16,6 +16,7 @@ from luthier.core.anatomy import decoder_layers
 from luthier.core.log import logger
 from luthier.core.paths import write_whole
 from luthier.core.registry import TUNINGS
+from luthier.data.sources import find_sources
 from luthier.kernels.cpu import prepare_process
 from luthier.models.device import place
 from luthier.models.load import (
@@ -85,6 +86,9 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
     judges = judges_of(config)
+    find_sources(
+        (*config.data.dataset, *config.data.eval_dataset), config.data
+    )  # a typo is told before a model is read
     config = with_template_words(_with_learning_rate(config))
     prepare_process(config.model.threads)
     stop = StopFlag()
