@@ -229,9 +229,5 @@ def cross_checks(config: RunConfig) -> list[str]:
     tuning, quantization = TUNINGS.name_of(config.tuning), config.model.quantization
     reason = why_not(tuning, quantization)
     impossible = [] if reason is None else [f"finetuning_type: {tuning} with quantization: {quantization}: {reason}"]
-    return (
-        impossible
-        + _of_other_senses(config)
-        + _group_too_small(config)
-        + [message for broken, message in RULES if broken(config)]
-    )
+    by_rules = [message for broken, message in RULES if broken(config)]
+    return impossible + _of_other_senses(config) + _group_too_small(config) + by_rules

@@ -86,9 +86,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     if resume is not None and (finished := _already_finished(path, config)):
         return finished
     judges = judges_of(config)
-    find_sources(
-        (*config.data.dataset, *config.data.eval_dataset), config.data
-    )  # a typo is told before a model is read
+    find_sources((*config.data.dataset, *config.data.eval_dataset), config.data)
     config = with_template_words(_with_learning_rate(config))
     prepare_process(config.model.threads)
     stop = StopFlag()
