@@ -18,7 +18,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-gpu docs clean
+.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-facade bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -93,6 +93,9 @@ bench-export: install-dev
 
 bench-serve: install-dev
 	$(BIN)/python benchmarks/serve.py
+
+bench-facade: install-dev
+	$(BIN)/python benchmarks/facade.py --rows $(ROWS)
 
 bench-learning: install
 	$(BIN)/python benchmarks/learning.py
