@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         self._items[name] = item
 
     def names(self) -> list[str]:
-        """Return every name on the shelf, in order of registration."""
+        """Return every name on the shelf, by module."""
         self._discover()
         return list(self._items)
 
@@ -98,8 +98,12 @@ class Registry(Generic[T]):
             return
         self._discovered = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        modules = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+        for module in modules:
+            importlib.import_module(module)
+        place = {module: index for index, module in enumerate(modules)}  # whatever was imported before
+        by_module = sorted(self._items.items(), key=lambda pair: place.get(getattr(pair[1], "__module__", ""), -1))
+        self._items = dict(by_module)
         for plugin in entry_points(group=self.package):
             plugin.load()
 

@@ -97,20 +97,10 @@ def assemble(config: RunConfig, resume: Checkpoint | None) -> Parts:
     reward_model = beside.reward_model()
     critic = beside.critic()
     model = _tuned(model, _with_words(config, model, continued), continued, resume, below.public_base)
-    read = resume.path if resume is not None and is_adapter(resume.path) else continued
-    if learn_in_float32(model) and read is not None:
-        read_whole(model, read)
     check_context(model, config.data.cutoff_len)
     put_kernels(model, config.model)
-    every, learning = parameter_counts(model)
-    logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
-    balance = config.train.moe_aux_loss_coef > 0
-    if balance:
-        check_balance(model)
-    policy = Policy(model, autocast=placement.autocast, balance=balance)
+    policy = _policy(model, config, placement)
     policy.critic = critic
-    if "rollouts" in config.objective.needs:
-        policy.temperature = config.rollout.rollout_temperature
     if grades:
         begun = resume.path if resume is not None else None
         policy.value_head = start_head(model, find(config.model), config.model, seed=config.train.seed, resume=begun)
@@ -223,7 +213,28 @@ def _stack(config: RunConfig) -> tuple[ModelFiles, Path | None]:
     return (files, None) if config.model.create_new_adapter else (files.below, files.adapter)
 
 
+def _policy(model: Any, config: RunConfig, placement: Placement) -> Policy:
+    every, learning = parameter_counts(model)
+    logger.info("model: %.1f M parameters, %.2f M learn (%.2f %%)", every / 1e6, learning / 1e6, 100 * learning / every)
+    balance = config.train.moe_aux_loss_coef > 0
+    if balance:
+        check_balance(model)
+    policy = Policy(model, autocast=placement.autocast, balance=balance)
+    if "rollouts" in config.objective.needs:
+        policy.temperature = config.rollout.rollout_temperature
+    return policy
+
+
 def _tuned(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None, base: str) -> Any:
+    """Return the model with what learns, in float32."""
+    tuned = _with_adapter(model, config, adapter, resume, base)
+    read = resume.path if resume is not None and is_adapter(resume.path) else adapter
+    if learn_in_float32(tuned) and read is not None:
+        read_whole(tuned, read)
+    return tuned
+
+
+def _with_adapter(model: Any, config: RunConfig, adapter: Path | None, resume: Checkpoint | None, base: str) -> Any:
     if resume is not None and is_adapter(resume.path):
         return load_adapter(model, resume.path, trainable=True, resume=True)
     if adapter is None:
