@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import losses
+from helpers import losses, make_folder
 from tunings import fresh, logits, stir
 
 from luthier.config.load import load_config
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.types import Message, Sampling
-from luthier.models.adapters import save_trained
+from luthier.models.adapters import add_adapter, load_adapter, save_trained
 from luthier.models.device import place
 from luthier.models.load import find, load_for_inference, merge_in
 from luthier.tuning.lora import Lora
@@ -142,3 +142,14 @@ def test_switching_by_name_while_answering(tiny, adapters) -> None:
     assert want[0] != want[1]
     with pytest.raises(ModelError, match="no adapter is called 'third'; there are: default, other"):
         speaker.use("third")
+
+
+def test_embeddings_of_its_own_stand_beside_no_other_adapter_under_a_tied_head(tmp_path) -> None:
+    """peft would leave the head with the first adapter."""
+    folder = make_folder("llama_tied", tmp_path / "tied")
+    for name in ("one", "two"):
+        tuned = Lora(rank=2, modules_to_save=("embed_tokens",)).apply(fresh(folder))
+        save_trained(tuned, tmp_path / name, str(folder))
+    one = load_adapter(fresh(folder), tmp_path / "one", trainable=False)
+    with pytest.raises(ModelError, match="two has embeddings of its own, .* it cannot stand beside another adapter"):
+        add_adapter(one, tmp_path / "two", "two")

@@ -23,12 +23,10 @@ from luthier.facade.modes import answering
 from luthier.models.adapters import (
     add_adapter,
     exchanged,
-    facts_of,
     has_adapter,
     load_adapter,
     switched_off,
 )
-from luthier.tuning.targets import has_tied_head
 from luthier.workflows.build import make_engine
 
 if TYPE_CHECKING:
@@ -176,7 +174,6 @@ def _at_work(model: Any, request: Any) -> Generator[Any]:
             with switched_off(model) if has_adapter(model) else nullcontext():
                 yield model
         elif has_adapter(model):
-            _check_beside(model, Path(request.lora_path))
             add_adapter(model, Path(request.lora_path), _ASKED)
             try:
                 with exchanged(model, _ASKED):
@@ -192,16 +189,6 @@ def _at_work(model: Any, request: Any) -> Generator[Any]:
     finally:
         for parameter in learns:
             parameter.requires_grad_(True)
-
-
-def _check_beside(model: Any, folder: Path) -> None:
-    """Raise ModelError for an adapter whose own embeddings would leave a tied head behind."""
-    if facts_of(folder).get("modules_to_save") and has_tied_head(model):
-        raise ModelError(
-            f"{folder} has embeddings of its own, and this model's head is tied to its embeddings: such an adapter "
-            "cannot stand beside another one; load it with from_pretrained, or write low-rank matrices with save_lora",
-            code="model_adapter",
-        )
 
 
 def _engine(model: Any, held: Any, request: Any) -> Any:

@@ -16,6 +16,7 @@ from luthier.models import bottleneck, going_on, rope, vocabulary
 from luthier.models.reward_files import for_writing
 from luthier.tuning.parts import bottleneck as networks
 from luthier.tuning.parts.prefix import prefix_size
+from luthier.tuning.targets import has_tied_head
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -83,6 +84,12 @@ def add_adapter(model: Any, folder: Path, name: str) -> None:
         return
     if not hasattr(model, "peft_config"):
         raise ModelError(f"adapter {folder} is of another kind than the one on this model", code="model_adapter")
+    if facts.get("modules_to_save") and has_tied_head(model):  # peft leaves the head of a second adapter behind
+        raise ModelError(
+            f"adapter {folder} has embeddings of its own, and this model's head is tied to its embeddings: it cannot "
+            "stand beside another adapter; load it alone, or merge it first (export_format: merged)",
+            code="model_adapter",
+        )
     _check_shapes(model, folder, facts)
     try:
         model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
