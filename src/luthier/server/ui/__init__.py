@@ -1,0 +1,1 @@
+"""The web page's interface under /api/, and the page itself."""

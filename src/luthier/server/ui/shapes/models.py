@@ -1,0 +1,53 @@
+"""Models to begin with, and models that answer."""
+
+from typing import Literal
+
+from luthier.server.ui.shapes.common import Shape
+
+
+class ModelRow(Shape):
+    """A model that can be chosen."""
+
+    name: str
+    """As `model.model_name_or_path` takes it."""
+    kind: Literal["alias", "folder", "cached", "run"]
+    about: str = ""
+    licence: str = ""
+    here: bool
+    """Whether its files are on this machine."""
+    architecture: str = ""
+    parameters: int | None = None
+    bytes: int | None = None
+    has_template: bool | None = None
+    safetensors: bool | None = None
+    fits: bool | None = None
+    """Whether a LoRA training of it fits into this machine's memory, roughly; null: not known."""
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+class Models(Shape):
+    """All of them, and a look at one."""
+
+    models: list[ModelRow]
+
+
+class Serving(Shape):
+    """A model that answers, in a process of its own."""
+
+    job: str
+    name: str
+    state: Literal["starting", "ready", "failed", "stopped"]
+    models: list[str]
+    """What it answers as: the base model first, then adapters."""
+    doing: str = ""
+    context: int | None = None
+    curl: str = ""
+    """A command that asks it the same, past this page."""
+    problem: str = ""
+
+
+class Servings(Shape):
+    """All of them."""
+
+    servings: list[Serving]
