@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def _hash(secret: str) -> str:
+def hashed(secret: str) -> str:
+    """Return what is kept of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -52,7 +53,7 @@ def add_key(path: Path, name: str) -> str:
     if name in keys:
         raise ConfigError(f"{path} has a key called {name} already; remove it first, or take another name")
     secret = f"lk-{secrets.token_urlsafe(32)}"
-    _write(path, {**keys, name: _hash(secret)})
+    _write(path, {**keys, name: hashed(secret)})
     return secret
 
 
@@ -68,7 +69,7 @@ class Keys:
     """Whom a server lets in. The file is read again when it changes."""
 
     def __init__(self, given: Sequence[str] = (), path: Path | None = None) -> None:
-        self._given = {f"key{number}": _hash(secret) for number, secret in enumerate(given, 1)}
+        self._given = {f"key{number}": hashed(secret) for number, secret in enumerate(given, 1)}
         self._path, self._read_at = path, (0, 0)
         self._of_file: dict[str, str] = {}
         self._refresh()
@@ -81,7 +82,7 @@ class Keys:
     def owner(self, secret: str) -> str | None:
         """Return the name of a key, or None. Every key is compared, so that time tells nothing."""
         self._refresh()
-        shown, found = _hash(secret), None
+        shown, found = hashed(secret), None
         for name, known in {**self._of_file, **self._given}.items():
             if hmac.compare_digest(shown, known):
                 found = name

@@ -1,0 +1,123 @@
+"""The folders that the page may read, and the one way to a file in them: links resolved, nothing outside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from luthier.core.log import printable
+from luthier.server.ui.failures import Refused, missing
+
+Which = Literal["runs", "data", "models"]
+OWN = ".luthier"
+"""Folder below the runs root that holds jobs, the index, uploads and what was deleted lately."""
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Declared on the command line; nothing on the page changes them."""
+
+    runs: Path
+    data: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", self.runs.expanduser().resolve())
+        for name in ("data", "models"):
+            object.__setattr__(self, name, tuple(each.expanduser().resolve() for each in getattr(self, name)))
+
+    @property
+    def uploads(self) -> Path:
+        """Return the folder of uploaded rows, a data root of its own."""
+        return self.runs / OWN / "uploads"
+
+    def of(self, which: Which) -> tuple[Path, ...]:
+        """Return the folders of a kind, resolved."""
+        table = {"runs": (self.runs,), "data": (self.uploads, *self.data), "models": (*self.models, self.runs)}
+        return table[which]
+
+    def inside(self, path: str | Path, which: Which) -> Path:
+        """Return the resolved path of something below the roots of a kind; a relative one is looked for in each.
+
+        It need not exist. Raises Refused (403) where it leads elsewhere, be it through a link.
+        """
+        text = os.fspath(path)
+        if not text or "\0" in text:
+            raise Refused(403, "path_outside", "a path without characters that cannot be in one is needed")
+        given = Path(text)
+        candidates = [given] if given.is_absolute() else [root / given for root in self.of(which)]
+        allowed = [found for each in candidates if (found := self._resolved(each, which)) is not None]
+        existing = [each for each in allowed if each.exists()]
+        if not allowed:
+            roots = ", ".join(map(str, self.of(which)))
+            raise Refused(403, "path_outside", f"{printable(text)} is not below the {which} folders: {roots}")
+        return (existing or allowed)[0]
+
+    def _resolved(self, path: Path, which: Which) -> Path | None:
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError, ValueError):
+            return None
+        return found if any(found.is_relative_to(root) for root in self.of(which)) else None
+
+    def run(self, name: str) -> Path:
+        """Return the folder of a run by its id. Raises Refused (404) where there is none of that name.
+
+        The id is one name below the runs root; a link is followed only where it stays below the root.
+        """
+        if not is_name(name) or not (self.runs / name).is_dir():
+            raise missing("run", name)
+        path = self.runs / name
+        if not path.resolve().is_relative_to(self.runs):
+            raise missing("run", name)
+        return path
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text is the name of one visible thing in a folder.
+
+    >>> [is_name(each) for each in ("a-run", "..", "a/b", ".luthier", "")]
+    [True, False, False, False, False]
+    """
+    return (
+        bool(text) and not text.startswith(".") and not set(text) & {"/", "\\", "\0"} and len(os.fsencode(text)) < 256
+    )
+
+
+def open_below(root: Path, relative: str) -> int:
+    """Open a plain file below `root` for reading without following a link; return its descriptor.
+
+    Raises Refused: 404 where there is none, 403 for links, devices, pipes, and whatever leads out.
+    """
+    parts = relative.split("/")
+    if "\0" in relative or "\\" in relative or any(part in ("", ".", "..") for part in parts):
+        raise Refused(403, "path_outside", f"{printable(relative)} is no path below this folder")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        # A pipe would keep the one who opens it waiting.
+        found = os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        raise _refusal(error, relative) from error
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise Refused(403, "path_kind", f"{printable(relative)} is no plain file")
+    return found
+
+
+def _refusal(error: OSError, relative: str) -> Refused:
+    if error.errno in (errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM):
+        return Refused(403, "path_kind", f"{printable(relative)} is a link, or not to be read")
+    if error.errno == errno.ENOTDIR:
+        return Refused(403, "path_kind", f"{printable(relative)} leads through what is no folder")
+    return missing("file", relative)

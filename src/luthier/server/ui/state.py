@@ -1,0 +1,59 @@
+"""What the routes of the page share: folders, jobs, the index, the worker, who is let in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.core.log import first_line, say_once
+from luthier.server.ui.roots import Roots, Which
+from luthier.server.ui.session import Sessions
+
+__all__ = ["MOST_UPLOAD_BYTES", "Roots", "State", "Which"]
+
+MOST_UPLOAD_BYTES = 2 << 30
+TICK_SECONDS = 0.5
+
+
+@dataclass
+class State:
+    """One for each server."""
+
+    roots: Roots
+    sessions: Sessions
+    jobs: Any
+    index: Any
+    worker: Any
+    allow_remote_code: bool = False
+    """Said on the command line; never by the page or a file."""
+    max_upload_bytes: int = MOST_UPLOAD_BYTES
+    host: str = "127.0.0.1"
+    """Address that the server listens on."""
+    started: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the server ends; streams look at it and end, too."""
+
+    def begin(self) -> None:
+        """Start what runs beside the requests."""
+        threading.Thread(target=self._tick, name="luthier-jobs", daemon=True).start()
+
+    def close(self) -> None:
+        """End what runs beside the requests; jobs go on."""
+        self.closing.set()
+        self.worker.close()
+
+    def _tick(self) -> None:
+        while not self.closing.wait(TICK_SECONDS):
+            try:
+                self.jobs.tick()
+            except Exception as error:  # noqa: BLE001  a full disk or a folder that is gone must not end the queue
+                say_once(f"jobs could not be looked at: {first_line(error)}")
+
+    @property
+    def token(self) -> str:
+        """Return what lets somebody in; children never see it."""
+        return self.sessions.token
