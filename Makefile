@@ -1,5 +1,6 @@
 # make demo    train the packaged model on the packaged data and show before and after
-# make test    lint, types and all tests
+# make test    lint, types and all tests of the package
+# make web     build the page into src/luthier/server/static; make test-web checks it and tries it in a browser
 # make bench   all measurements: bench-sft, bench-dpo, bench-grpo and bench-decode against peers, bench-scale, bench-estimate, bench-quantized;
 #              ROWS=FILE.json names alpaca rows, ROWS_DPO=FILE.json ShareGPT rows with chosen and rejected
 # make bench-learning   train the examples of alignment and write down whether they learn
@@ -11,6 +12,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCH = .bench
+WEB = web/node_modules
+CHROMIUM ?= /usr/bin/chromium
 # Processes that tests run in; each keeps to one thread and takes about 2 GB.
 WORKERS ?= 2
 # Tokenizers of real models, for the tests of loss weights.
@@ -18,7 +21,7 @@ TOKENIZERS = qwen3 llama3_1 gemma3 deepseek_v3 llama2 gptoss
 ROWS ?= ../shared/data/alpaca_en_demo.json
 ROWS_DPO ?= ../shared/data/dpo_en_demo.json
 
-.PHONY: install install-dev demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-facade bench-gpu docs clean
+.PHONY: install install-dev web test-web demo test matrix quick bench bench-sft bench-dpo bench-decode bench-scale bench-estimate bench-quantized bench-methods bench-grpo bench-learning bench-evaluate bench-export bench-serve bench-facade bench-gpu docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -45,6 +48,29 @@ test: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules src tests
+
+$(WEB)/.installed: web/package-lock.json
+	npm ci --silent --ignore-scripts --prefix web
+	touch $@
+
+web: install $(WEB)/.installed
+	$(BIN)/python docs/make_page_types.py
+	npm run --silent --prefix web types
+	npm run --silent --prefix web build
+
+# Debian's browser, with letters for Chinese and emoji.
+$(CHROMIUM):
+	apt-get update -qq
+	apt-get install -y -qq chromium fonts-noto-cjk fonts-noto-color-emoji >/dev/null
+
+test-web: install-dev $(WEB)/.installed $(CHROMIUM)
+	npm run --silent --prefix web lint
+	npm run --silent --prefix web check
+	npm run --silent --prefix web test
+	npm run --silent --prefix web build -- --outDir .built --logLevel warn
+	diff -r web/.built src/luthier/server/static || { echo "the committed page is not what web/ builds: make web"; exit 1; }
+	$(BIN)/python docs/make_page_types.py >/dev/null && git diff --exit-code web/openapi.json
+	CHROMIUM=$(CHROMIUM) npm run --silent --prefix web e2e
 
 matrix: install-dev
 	LUTHIER_WRITE_PAGES=1 $(BIN)/python -m pytest tests/contracts/test_matrix.py
