@@ -15,7 +15,8 @@ from openai import OpenAI
 
 from luthier.config.load import load_config
 from luthier.server.keys import Keys
-from luthier.server.run import Server, open_socket
+from luthier.server.listen import open_socket
+from luthier.server.run import Server
 from luthier.server.service import Service
 from luthier.workflows.serve import Plan, plan_serving
 

@@ -4,51 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import socket
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.core.errors import ConfigError, LuthierError
 from luthier.core.log import logger
 from luthier.server.app import make_app
 from luthier.server.errors import bad
-from luthier.server.guard import is_loopback, new_id
+from luthier.server.listen import Http, SignalledServer, open_socket
+from luthier.server.passing import is_loopback
 from luthier.server.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    import socket
     from types import FrameType
 
     from luthier.config.schema import ServeConfig
     from luthier.server.keys import Keys
     from luthier.workflows.serve import Plan
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_GRACE_SECONDS = 3.0
 """Connections get this long to take the error that ends them."""
 
 
-class _Http(H11Protocol):
-    """Answers bytes that are no HTTP in the shape of errors, too."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Say that this is no request, and close."""
-        body = json.dumps(bad(msg, None, "invalid_http").body).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        headers.append(("x-request-id", new_id()))
-        parts = [h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=body)]
-        for part in [*parts, h11.EndOfMessage()]:
-            self.transport.write(self.conn.send(part) or b"")
-        self.transport.close()
+class _Http(Http):
+    @staticmethod
+    def refusal() -> bytes:
+        """Return the body of the reply to what is no request."""
+        return json.dumps(bad("Invalid HTTP request received.", None, "invalid_http").body).encode()
 
 
-class Server(uvicorn.Server):
+class Server(SignalledServer):
     """Stops in order at the first signal, and does not wait for what runs after the second."""
 
     def __init__(self, service: Service, keys: Keys) -> None:
@@ -66,49 +53,20 @@ class Server(uvicorn.Server):
             )
         )
         self.service = service
-        self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
         service.on_failure = self.stop
-
-    def stop(self) -> None:
-        """End after this moment's work."""
-        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let what runs end, then close."""
         self._loop = asyncio.get_running_loop()
-        self.service.stop_soon(0.0 if self._hurried else self.service.limits.shutdown_grace_seconds)
+        self.service.stop_soon(0.0 if self.hurried else self.service.limits.shutdown_grace_seconds)
         await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Hear signals while the block runs."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; at the second signal what runs is given up."""
-        self._hurried, self.should_exit = self.should_exit, True
-        if self._hurried and self._loop is not None:
+        super().handle_exit(sig, frame)
+        if self.hurried and self._loop is not None:
             self._loop.call_soon_threadsafe(self.service.give_up)
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises ConfigError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; take another port (0: a free one)"
-        ) from error
 
 
 def check_open(limits: ServeConfig, keys: Keys) -> None:
