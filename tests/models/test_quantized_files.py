@@ -18,7 +18,6 @@ from luthier.models.quantized import (
 )
 
 
-
 def test_a_model_in_another_quantized_form_is_not_quantized_again(tiny: Path, tmp_path: Path) -> None:
     folder = declare(tiny, tmp_path / "fp8", quant_method="fp8")
     with pytest.raises(ModelError, match="is quantized already \\(fp8\\); leave quantization out"):
