@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from luthier.core.errors import LuthierError
 from luthier.core.log import printable
 from luthier.server.ui.failures import Refused, of_error, of_validation
+from luthier.server.ui.guard import Guard
+from luthier.server.ui.static import PAGE, Static
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -65,6 +67,8 @@ def make_app(state: State) -> FastAPI:
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
+    app.add_middleware(Guard, state=state)
+    app.router.default = Static(PAGE)
     _handle_errors(app)
     for name in AREAS:
         module = f"luthier.server.ui.{name}"
@@ -90,7 +94,7 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, LuthierError):
-            return of_error(error.__cause__)
+            raise error.__cause__
         said = {
             404: f"there is nothing at {printable(request.url.path)}; /api/openapi.json lists what is there",
             405: f"{printable(request.url.path)} does not take {printable(request.method)}",
