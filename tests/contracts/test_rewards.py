@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "length": {"target_tokens": 8},
     "python_code": {"allow_execution": True},
     "regex": {"pattern": r"(\d+)", "column": "answer"},
+    "scores": {"url": "http://127.0.0.1:9/score"},
     "soft_overlong": {"max_tokens": 16, "cache_tokens": 8},
 }
 """Settings of rewards that need some."""
@@ -64,12 +65,16 @@ def grade(reward: Any, name: str, text: str) -> float | None:
 
 @pytest.fixture(autouse=True)
 def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """A judge that likes long answers; tests/rewards/test_judge.py asks one over HTTP."""
+    """A judge and a server that like long answers; test_judge.py and test_scores.py of tests/rewards ask over HTTP."""
 
     def ask(base_url: str, model: str, text: str, **_: Any) -> str:
         return f"Score: {len(text) % 11}"
 
+    def post(url: str, body: dict[str, Any], **_: Any) -> dict[str, list[int]]:
+        return {"scores": [len(text) % 2 for text in body["messages"]]}
+
     monkeypatch.setattr("luthier.rewards.judge.ask", ask)
+    monkeypatch.setattr("luthier.rewards.scores.post", post)
     return ask
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.config.values import Positive, split_commas
+from luthier.config.values import Names, Positive, split_commas
+
+
+def is_address(name: str) -> bool:
+    """Tell whether something is asked over HTTP under this name."""
+    return re.match(r"https?://[^/]", name) is not None
 
 
 def _as_part(value: object) -> object:
@@ -63,7 +69,11 @@ class RolloutConfig:
     rewards: Parts = ()
     """What grades answers: names, or {name, weight, settings of its own}; also module:function and FILE.py:function."""
     reward_model: str | None = None
-    """Folder of a reward model that grades answers, too."""
+    """Folder of a reward model that grades answers, too; or the address of a server that does (http://...)."""
+    reward_model_adapters: Names = ()
+    """Folder of the adapter that makes a reward model of the model that reward_model names."""
+    reward_model_type: Literal["lora", "full", "freeze", "oft", "api"] | None = None
+    """api: reward_model is an address; the other words say of a folder what it shows itself."""
     reward_model_weight: float = 1.0
     """Its weight in the sum of rewards."""
     combine_rewards: Literal["sum", "normalize"] = "sum"
@@ -100,3 +110,14 @@ class RolloutConfig:
     """Peak learning rate of the value model; 0 takes the usual one of the tuning for supervised rows."""
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps in which only the value model learns."""
+
+    @property
+    def reward_address(self) -> str | None:
+        """Return the address of the server that grades answers; None where it is a model of ours or there is none."""
+        return self.reward_model if is_address(self.reward_model or "") else None
+
+    @property
+    def reward_folder(self) -> str | None:
+        """Return the name of the reward model to load; None where there is none."""
+        named = self.reward_model if self.reward_address is None else None
+        return self.reward_model_adapters[0] if named and self.reward_model_adapters else named

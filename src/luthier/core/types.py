@@ -128,3 +128,5 @@ class Answer:
     completion: Completion
     turns: tuple[Message, ...] = ()
     """Turns behind the prompt where there were several, the model's and the environment's."""
+    written: str = ""
+    """Prompt and answer as the model saw them, template and special tokens included; for rewards that read it."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN_SECTIONS = ("objective", "tuning", "data", "train", "rollout")
 _NOT_SHOWN = ("output_dir", "dataset_dir", "resume", "overwrite_output_dir", "plot_loss", "report_to", "logging_steps")
-_PATHS = ("dataset", "eval_dataset", "reward_model", "critic_model", "rewards")
+_PATHS = ("dataset", "eval_dataset", "reward_model", "reward_model_adapters", "critic_model", "rewards")
 _RELATIONS = {
     "merged": "finetune",
     "adapter": "adapter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.core.errors import LuthierError
@@ -21,7 +21,8 @@ class NamedReward:
 
     What the reward may tell about itself: `may_hang` (False: runs here; True: in a process that is killed after the
     time limit), `many(answers)` (grades all answers in one call), `time_limit_seconds` (of its own), `parallel`
-    (answers that are graded at the same time), `columns` (what a row must have).
+    (answers that are graded at the same time), `columns` (what a row must have), `reads_written` (it wants
+    `Answer.written`).
     """
 
     name: str
@@ -51,7 +52,15 @@ class Grader:
     answer. Not for several threads at once.
     """
 
-    def __init__(self, rewards: Sequence[NamedReward], *, time_limit_seconds: float) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[NamedReward],
+        *,
+        time_limit_seconds: float,
+        written: Callable[[Answer], str] | None = None,
+    ) -> None:
+        """`written`: answer -> prompt and answer as the model saw them, for rewards that read that."""
+        self.written = written
         self.rewards = distinct(rewards)
         self.weights = {each.name: each.weight for each in self.rewards}
         self.time_limit_seconds = time_limit_seconds
@@ -96,6 +105,8 @@ class Grader:
 
     def _outcomes(self, number: int, answers: Sequence[Answer]) -> list[Outcome]:
         reward, pickled = self.rewards[number].reward, self._pickles[number]
+        if self.written is not None and getattr(reward, "reads_written", False):
+            answers = [replace(answer, written=self.written(answer)) for answer in answers]
         together = hasattr(reward, "many")
         if pickled is None:
             return _grade_here(reward, answers, together=together)

@@ -160,7 +160,7 @@ class _Beside:
 
     def reward_model(self) -> RewardModel | None:
         """Return the reward model of the settings."""
-        name = self.config.rollout.reward_model
+        name = self.config.rollout.reward_folder
         return None if name is None else load_reward_model(name, self.config.model, self.placement, shared=self._shared)
 
     def critic(self) -> Policy | None:
@@ -179,7 +179,7 @@ class _Beside:
 
     def _fitting_reward_model(self) -> str | None:
         """Return the reward model if its tokens are the policy's, so that a critic can begin as it."""
-        name = self.config.rollout.reward_model
+        name = self.config.rollout.reward_folder
         if name is None:
             return None
         theirs = load_tokenizer(resolve(name), self.config.model)

@@ -25,7 +25,7 @@ from luthier.workflows.sources import Feed
 
 if TYPE_CHECKING:
     from luthier.config.schema import RunConfig
-    from luthier.core.types import Example
+    from luthier.core.types import Answer, Example
     from luthier.data.prepare import Preparer
     from luthier.runs.store import RunStore
     from luthier.training.stop import StopFlag
@@ -90,7 +90,11 @@ class Rollouts:
             policy=parts.policy,
             reference=parts.reference,
             engine=self.engine,
-            grader=Grader(prompts.rewards, time_limit_seconds=config.rollout.reward_time_limit_seconds),
+            grader=Grader(
+                prompts.rewards,
+                time_limit_seconds=config.rollout.reward_time_limit_seconds,
+                written=lambda answer: written(parts.tokenizer, answer),
+            ),
             template=parts.preparer.template,
             environment=prompts.environment,
             run=run,
@@ -108,6 +112,12 @@ class Rollouts:
             attend=attend,
             close=collector.close,
         )
+
+
+def written(tokenizer: Any, answer: Answer) -> str:
+    """Return prompt and answer as the policy saw them, special tokens included."""
+    completion = answer.completion
+    return tokenizer.decode([*completion.prompt_tokens, *completion.tokens], skip_special_tokens=False)
 
 
 def sizes_of(config: RunConfig, num_ranks: int) -> Sizes:
