@@ -48,6 +48,16 @@ def test_optimizers_that_are_not_here_say_why() -> None:
     assert read(use_badam=True, badam_mode="layer").train.optim == "badam"
 
 
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+def test_steps_layer_by_layer_are_the_same_update(name: str) -> None:
+    loaded = load_config({**FULL, f"use_{name}": True, f"{name}_layerwise": True})
+    assert loaded.config == read(**{f"use_{name}": True})
+    assert any(f"{name}_layerwise is left out: the update is the same" in each for each in loaded.notices)
+    loaded = load_config({**FULL, "optim": f"{name}_adamw_layerwise"})
+    assert loaded.config == read(optim=f"{name}_adamw")
+    assert f"{name}_adamw_layerwise is read as {name}_adamw: the update is the same" in loaded.notices[0]
+
+
 def test_every_training_argument_of_transformers_has_an_answer() -> None:
     """Honoured, left out with a line, or refused with a reason; none is an unknown key."""
     from dataclasses import fields
@@ -112,5 +122,9 @@ def test_trackers(tmp_path, monkeypatch) -> None:
 def test_references_and_reward_models() -> None:
     assert read(stage="dpo", ref_model_adapters="a,b").model.ref_model_adapters == ("a", "b")
     assert "ref_model is set, but this objective compares with no reference" in refused(ref_model_adapters="a")
-    assert read(reward_model_type="lora")
-    assert "a reward that asks an endpoint" in refused(reward_model_type="api")
+    assert read(stage="ppo", reward_model="a", reward_model_adapters="b").rollout.reward_folder == "b"
+    assert read(stage="ppo", reward_model="a", reward_model_type="oft").rollout.reward_folder == "a"
+    asked = read(stage="ppo", reward_model="https://x/v1/score", reward_model_type="api").rollout
+    assert (asked.reward_folder, asked.reward_address) == (None, "https://x/v1/score")
+    assert read(stage="ppo", ppo_whiten_rewards=True).objective.whiten_rewards
+    assert read(stage="dpo", pref_bco_weight=0.5).objective.bco_weight == 0.5

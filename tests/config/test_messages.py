@@ -33,7 +33,7 @@ MISTAKES = {
     "smoothing of cpo": ("stage: cpo\nobjective.loss: ipo\nobjective.label_smoothing: 0.1", "objective: label_smoothing has no meaning for the loss ipo; leave one of them out"),
     "prompt of tagged": ("stage: kto\ntrain_on_prompt: true", "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out"),
     "stream of tagged": ("stage: kto\nstreaming: true\nmax_steps: 3", "streaming: true reads rows one by one, but here each prompt also gets the answer of another row; leave it out"),
-    "bco": ("stage: kto\npref_bco_weight: 1.0", "f.yaml:3: pref_bco_weight is not supported: bco is not part of this version; stage: kto learns from the same rows"),
+    "bco": ("stage: dpo\npref_loss: ipo\npref_bco_weight: 1.0", "objective: bco_weight takes plain sums over tokens, but ipo and ld_alpha do not; leave one of them out"),
     "reference of sft": ("ref_model: x", "ref_model is set, but this objective compares with no reference; leave it out"),
     "prompt of pairs": ("stage: dpo\ntrain_on_prompt: true", "train_on_prompt has no meaning for preference rows: only their answers are compared; leave it out"),
     "stream beforehand": ("stage: dpo\nstreaming: true\nmax_steps: 3\nprecompute_reference: true", "precompute_reference: true needs all rows beforehand, but streaming: true reads them while training; leave one of them out"),

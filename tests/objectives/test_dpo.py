@@ -4,6 +4,8 @@ import pytest
 import torch
 from answers import CHOSEN, REJECTED, batch_of, means
 
+from luthier.config.load import load_config
+from luthier.core.errors import ConfigError
 from luthier.objectives.dpo import Dpo
 
 
@@ -51,6 +53,46 @@ def test_sums_counts_and_metrics() -> None:
             "logps/rejected": -12.0,
         }
     )
+
+
+def with_center(center: float, *answers: tuple[float, float, int]):
+    scores, batch = batch_of(*answers)
+    return scores, batch.with_tag("center", torch.full((len(answers),), center, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        # Rewards 0.2 and -0.1 about a threshold of 0.05: two times log(1 + exp(-0.15)), which is 0.6209572.
+        (Dpo(bco_weight=0.5), (0.554355 + 0.5 * 1.2419144) / 1.5),
+        (Dpo(bco_weight=1.0, loss="hinge"), (0.7 + 1.2419144) / 2),
+        (Dpo(bco_weight=0.5, sft_weight=0.5), (0.554355 + 0.5 * 1.2419144) / 1.5 + 0.5 * 10 / 4),
+    ],
+    ids=str,
+)
+def test_loss_with_a_classifier_by_hand(objective: Dpo, expected: float) -> None:
+    loss = objective(*with_center(0.5, CHOSEN, REJECTED))
+    assert float(loss.total) == pytest.approx(expected, abs=1e-6)
+    assert means(loss)["rewards/threshold"] == pytest.approx(0.05)
+
+
+def test_gradient_of_a_classifier_by_hand() -> None:
+    """Beside DPO's, each reward is driven away from the threshold by beta sigmoid(-0.15) = 0.0462570."""
+    scores, batch = with_center(0.5, CHOSEN, REJECTED)
+    center_S = batch.tags["center"].requires_grad_()
+    Dpo(bco_weight=3.0)(scores, batch).total.backward()
+    assert scores.logp.grad is not None
+    each = (0.0425557 + 3 * 0.0462570) / 4
+    assert scores.logp.grad.tolist() == pytest.approx([-each] * 4 + [each] * 5, abs=1e-7)
+    assert center_S.grad is None
+
+
+def test_what_a_classifier_does_not_go_with() -> None:
+    for more in ({"loss": "ipo"}, {"ld_alpha": 0.5}):
+        with pytest.raises(ConfigError, match="bco_weight takes plain sums over tokens"):
+            load_config({"model_name_or_path": "m", "objective": {"name": "dpo", "bco_weight": 1, **more}})
+    assert Dpo().needs == {"reference"}
+    assert Dpo(bco_weight=1.0).needs == {"reference", "center"}
 
 
 def test_far_apart_answers_stay_finite() -> None:

@@ -51,7 +51,7 @@ def test_from_training_to_answers(tiny: Path, tmp_path: Path, jobs: Jobs) -> Non
 def test_rewards_and_what_learns_from_them(tiny: Path, tmp_path: Path, jobs: Jobs) -> None:
     run(jobs, "lora_reward", tiny, tmp_path, *SMALL)
     assert (tmp_path / "saves/lora/reward/training_loss.png").is_file()
-    run(jobs, "lora_ppo", tiny, tmp_path, *SMALL, "max_new_tokens=6")
+    run(jobs, "lora_ppo", tiny, tmp_path, *SMALL, "max_new_tokens=6", f"reward_model={tiny}")
     assert "reward" in (tmp_path / "saves/lora/ppo/trainer_log.jsonl").read_text()
 
 

@@ -12,6 +12,7 @@ from luthier.config.rollout import RolloutConfig
 from luthier.core.errors import TrainingError
 from luthier.core.types import Answer, Completion, Example
 from luthier.data.prompts import PromptRow
+from luthier.objectives.ppo import Ppo
 from luthier.training import credit, groups
 from luthier.training.episodes import Episode, Group
 from luthier.training.rollout_scores import chunks, gap, weigh_by_engine
@@ -34,10 +35,16 @@ def objective(**facts):
         "penalty": "none",
         "smallest_group": 2,
         "on_equal_rewards": "keep",
+        "whiten_rewards": False,
         "advantages": lambda r: r - r.mean(),
         "credit": lambda a, p, v: (torch.full_like(p, float(a)) - p, None),
     }
     return SimpleNamespace(**{**base, **facts})
+
+
+def alone(x):
+    """The sum over all ranks where there is one."""
+    return x
 
 
 def test_rewards_are_added_up_with_their_weights_and_missing_ones_leave_the_answer_out() -> None:
@@ -72,7 +79,7 @@ def test_the_running_deviation_is_that_of_all_rewards() -> None:
 
 def test_every_learned_token_gets_the_advantage_of_its_answer() -> None:
     one = group(1.0, 0.0)
-    credit.assign_credit([one], objective(), 0.0)
+    credit.assign_credit([one], objective(), 0.0, alone)
     assert [e.advantage for e in one.episodes] == [0.5, -0.5]
     assert one.episodes[0].segment.streams["advantage"] == [0.0, 0.0, 0.5, 0.5, 0.5]
 
@@ -83,7 +90,7 @@ def test_penalties_by_answer_and_by_token() -> None:
         for each, ref in zip(one.episodes, (-1.5, -1.1), strict=True):
             credit.put_stream(each.segment, "old_logp", np.full(3, -1.0))
             credit.put_stream(each.segment, "ref_logp", np.full(3, ref))
-        credit.assign_credit([one], objective(penalty=penalty), 1 / 3)
+        credit.assign_credit([one], objective(penalty=penalty), 1 / 3, alone)
         # k1 is 0.5 and 0.1 a token, three tokens: 2 - 0.5 and 0 - 0.1.
         assert [e.advantage for e in one.episodes] == pytest.approx([0.8 if penalty == "answer" else 1.0,
                                                                     -0.8 if penalty == "answer" else -1.0])  # fmt: skip
@@ -94,22 +101,73 @@ def test_penalties_by_answer_and_by_token() -> None:
 
 def test_a_group_with_one_reward_left_is_left_out() -> None:
     one = group(1.0, None)
-    credit.assign_credit([one], objective(), 0.0)
+    credit.assign_credit([one], objective(), 0.0, alone)
     assert one.episodes[0].segment is None
 
 
 def test_an_advantage_that_is_not_finite_stops_the_run_and_names_the_row() -> None:
     with pytest.raises(TrainingError, match=r"rows:1 is not finite \(rewards of its group: \[1.0, 2.0\]\)"):
-        credit.assign_credit([group(1.0, 2.0)], objective(advantages=lambda r: r / 0), 0.0)
+        credit.assign_credit([group(1.0, 2.0)], objective(advantages=lambda r: r / 0), 0.0, alone)
 
 
 def test_whitening_brings_all_tokens_to_mean_0_and_deviation_1() -> None:
     one = group(1.0, 0.0, 5.0)
-    credit.assign_credit([one], objective(), 0.0)
+    credit.assign_credit([one], objective(), 0.0, alone)
     segments = [e.segment for e in one.episodes]
-    credit.whiten(segments, lambda x: x)
+    credit.whiten(segments, alone)
     every = np.concatenate([credit.stream_of(s, "advantage") for s in segments])
     assert (every.mean(), every.std(ddof=1)) == pytest.approx((0.0, 1.0), abs=1e-6)
+
+
+def with_values(one, penalties):
+    for each, penalty in zip(one.episodes, penalties, strict=True):
+        credit.put_stream(each.segment, "old_value", np.zeros(3))
+        credit.put_stream(each.segment, "old_logp", np.array(penalty))
+        credit.put_stream(each.segment, "ref_logp", np.zeros(3))
+    return one
+
+
+def test_rewards_are_whitened_by_all_tokens_and_their_mean_stays() -> None:
+    """Rewards 0 0 1 and 0 0 0: mean 1/6, deviation sqrt(1/6); 0 becomes -0.24158, 1 becomes 2.20791."""
+    one = with_values(group(1.0, 0.0), [(0, 0, 0), (0, 0, 0)])
+    credit.assign_credit([one], Ppo(lam=1.0, whiten_rewards=True), 0.5, alone)
+    returns = [credit.stream_of(e.segment, "return").tolist() for e in one.episodes]
+    assert returns[0] == pytest.approx([1.7247449, 1.9663265, 2.2079081], abs=1e-6)
+    assert returns[1] == pytest.approx([-0.7247449, -0.4831633, -0.2415816], abs=1e-6)
+    assert [e.advantage for e in one.episodes] == [1.0, 0.0]
+
+
+def test_whitened_rewards_are_scores_less_penalties() -> None:
+    """Penalties of 0.5 x (2, 0, -2) make rewards -1 0 2 and 0 0 0; whitened as TRL's whiten(shift_mean=False)."""
+    one = with_values(group(1.0, 0.0), [(2.0, 0.0, -2.0), (0, 0, 0)])
+    credit.assign_credit([one], Ppo(lam=0.0, gamma=0.0, whiten_rewards=True), 0.5, alone)
+    found = np.concatenate([credit.stream_of(e.segment, "advantage") for e in one.episodes])
+    every = np.array([-1.0, 0, 2, 0, 0, 0])
+    assert found == pytest.approx((every - every.mean()) / every.std(ddof=1) + every.mean(), abs=1e-6)
+
+
+def test_rewards_are_whitened_over_all_ranks() -> None:
+    """Two ranks with half of the answers each get what one with all of them gets."""
+    whole = with_values(group(1.0, 0.0), [(2.0, 0.0, -2.0), (0, 0, 0)])
+    parts = [with_values(group(1.0), [(2.0, 0.0, -2.0)]), with_values(group(0.0), [(0, 0, 0)])]
+    objective, told = Ppo(whiten_rewards=True), []
+    credit.assign_credit([whole], objective, 0.5, lambda x: told.append(x) or x)
+    for part in parts:
+        credit.assign_credit([part], objective, 0.5, lambda x: told.append(x) or told[0])
+    assert (told[1] + told[2]).tolist() == told[0].tolist()
+    for episode, part in zip(whole.episodes, parts, strict=True):
+        here = credit.stream_of(part.episodes[0].segment, "advantage")
+        assert here == pytest.approx(credit.stream_of(episode.segment, "advantage"), abs=1e-12)
+
+
+@pytest.mark.parametrize("score", [0.0, 3.0])
+def test_rewards_without_difference_keep_their_mean(score: float) -> None:
+    one = Group(PromptRow(Example(), (1, 2)), [episode(score, tokens=(5,)), episode(score, tokens=(5,))])
+    for each in one.episodes:
+        credit.put_stream(each.segment, "old_value", np.zeros(1))
+    credit.assign_credit([one], Ppo(kl_coef=0.0, whiten_rewards=True), 0.0, alone)
+    found = [float(credit.stream_of(e.segment, "return")[0]) for e in one.episodes]
+    assert found == pytest.approx([score, score], abs=1e-9)
 
 
 def test_groups_without_difference_are_dropped_or_stood_in_for() -> None:

@@ -190,6 +190,9 @@ def test_who_has_which_rule(tiny) -> None:
     assert {
         n.split(".")[-2] for n, rule in rules("apollo_adamw", apollo_target=("o_proj",)).items() if rule == "apollo"
     } == {"o_proj"}
+    for part in ("mlp", "self_attn"):
+        found = {n for n, rule in rules("galore_adamw", galore_target=(part,)).items() if rule == "galore"}
+        assert found == {n for n in galore if f".{part}." in n} != set()
     assert {name for name, rule in rules("muon").items() if rule == "muon"} == galore
     mini = make_optimizer(TrainConfig(optim="adam_mini"), parameters, model=model)
     blocks = {names[p].removeprefix("model.layers.0."): facts["blocks"] for p, facts in mini._facts.items()}

@@ -18,6 +18,7 @@ from luthier.models.policy import Policy
 from luthier.models.reference import with_first_adapter, without_adapter
 from luthier.objectives.dpo import Dpo
 from luthier.runs.store import read_events
+from luthier.training.window import mean_log_ratio, with_same
 from luthier.workflows.train import train
 
 
@@ -45,7 +46,8 @@ def units() -> list:
     ]
 
 
-def test_tree_equals_both_sequences_apart(tiny: Path) -> None:
+@pytest.mark.parametrize("bco_weight", [0.0, 0.7])
+def test_tree_equals_both_sequences_apart(tiny: Path, bco_weight: float) -> None:
     """Loss and gradients of the packed tree against plain transformers, one sequence at a time."""
     rows = units()
     ours, config = load(tiny)
@@ -55,7 +57,9 @@ def test_tree_equals_both_sequences_apart(tiny: Path) -> None:
     assert len(batch.spans) == 9
     torch.manual_seed(2)
     ref_logp = -3 * torch.rand(len(batch.targets))
-    loss = Dpo()(Policy(ours)(batch), batch.with_stream("ref_logp", ref_logp)).total
+    here = batch.with_stream("ref_logp", ref_logp)
+    (here,) = with_same([here], "center", mean_log_ratio(Policy(ours), [here], lambda x: x))
+    loss = Dpo(bco_weight=bco_weight)(Policy(ours)(here), here).total
     loss.backward()
 
     plain, _ = load(tiny, kernels="off")
@@ -67,7 +71,11 @@ def test_tree_equals_both_sequences_apart(tiny: Path) -> None:
         every = torch.log_softmax(plain(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         logp.append((every * torch.tensor(each.weight[1:])).sum())
     ratio = (torch.stack(logp) - ref_S).view(-1, 2)
-    expected = -torch.nn.functional.logsigmoid(0.1 * (ratio[:, 0] - ratio[:, 1])).sum()
+    logsigmoid = torch.nn.functional.logsigmoid
+    expected = -logsigmoid(0.1 * (ratio[:, 0] - ratio[:, 1])).sum()
+    above = 0.1 * (ratio - ratio.mean().detach())
+    told = -(logsigmoid(above[:, 0]) + logsigmoid(-above[:, 1])).sum()
+    expected = (expected + bco_weight * told) / (1 + bco_weight)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     theirs = dict(plain.named_parameters())
@@ -152,6 +160,20 @@ def test_dpo_on_top_of_an_adapter(tiny: Path, rows: Path, pairs: Path, tmp_path:
             train(settings(tiny, pairs, tmp_path / "run", **more), quiet=True)
     train(settings(tiny, pairs, tmp_path / "run", resume="must", **more), quiet=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_the_threshold_is_the_mean_of_the_whole_window(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """Loss and threshold do not depend on how a step is split; at first the policy is its reference."""
+    for name, more in (("one", {}), ("four", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4})):
+        train(settings(tiny, pairs, tmp_path / name, pref_bco_weight=1.0, **more), quiet=True)
+    assert events(tmp_path / "four", "loss") == pytest.approx(events(tmp_path / "one", "loss"), abs=1e-5)
+    found = [events(tmp_path / name, "rewards/threshold") for name in ("four", "one")]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    assert abs(found[0][0]) < 1e-6 < abs(found[0][-1])
+    # (log 2 + 2 log 2) / 2 at the start
+    assert events(tmp_path / "one", "loss")[0] == pytest.approx(1.5 * 0.6931472, abs=1e-6)
+    line = read_events(tmp_path / "one", "train")[-1]
+    assert line["rewards/threshold"] == pytest.approx((line["rewards/chosen"] + line["rewards/rejected"]) / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("tuning", [{"lora_dropout": 0.3}, {"finetuning_type": "full", "lora_rank": None}])

@@ -32,8 +32,10 @@ RENAMED: dict[str, str] = {
     "encoder_hidden_size": "tuning.hidden",
     "pref_beta": "objective.beta",
     "ppo_target": "objective.kl_target",
+    "ppo_whiten_rewards": "objective.whiten_rewards",
     "pref_loss": "objective.loss",
     "pref_ftx": "objective.sft_weight",
+    "pref_bco_weight": "objective.bco_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
     "simpo_gamma": "objective.gamma",
     "kto_chosen_weight": "objective.desirable_weight",
@@ -63,6 +65,8 @@ VALUES: dict[str, dict[Any, Any]] = {
         "adamw_hf": "adamw_torch",
         "adamw_bnb_8bit": "adamw_8bit",
         "rmsprop_bnb": "rmsprop_bnb_32bit",
+        "galore_adamw_layerwise": "galore_adamw",
+        "apollo_adamw_layerwise": "apollo_adamw",
     },
     "train.resume": {None: "never", False: "never", True: "must"},
     "train.save_total_limit": {None: 0},
@@ -84,6 +88,11 @@ VALUES: dict[str, dict[Any, Any]] = {
     },
 }
 """Dotted key -> value there -> value here."""
+
+SAID: dict[str, dict[Any, str]] = {
+    "train.optim": dict.fromkeys(("galore_adamw_layerwise", "apollo_adamw_layerwise"), compat_training.LAYERWISE),
+}
+"""Dotted key -> value there that becomes another one here (VALUES) -> what is said about it."""
 
 IGNORED: dict[str, str] = {
     **compat_training.IGNORED,
@@ -170,9 +179,6 @@ REFUSED: dict[str, str] = {
     "sglang_maxlen": _SGLANG,
     "sglang_mem_fraction": _SGLANG,
     "sglang_tp_size": _SGLANG,
-    "pref_bco_weight": "bco is not part of this version; stage: kto learns from the same rows",
-    "ppo_whiten_rewards": "advantages are whitened instead, which takes the same scale out of the update; leave it out",
-    "reward_model_adapters": "name the adapter's folder as reward_model; its base is found through it",
     "reward_model_quantization_bit": "the reward model is loaded like the model",
     "ref_model_quantization_bit": "the reference is loaded like the model",
 }

@@ -32,7 +32,11 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "use_eaft_loss": ("objective.token_loss", "eaft"),
 }
 
+LAYERWISE = "the update is the same; gradients of all layers are kept until the step, and max_grad_norm applies"
+
 IGNORED: dict[str, str] = {
+    "galore_layerwise": LAYERWISE,
+    "apollo_layerwise": LAYERWISE,
     "badam_verbose": "which layer learns follows from badam_switch_mode and the step",
     "badam_update_ratio": "it belongs to badam_mode: ratio",
     "badam_mask_mode": "it belongs to badam_mode: ratio",
@@ -125,16 +129,10 @@ REFUSED: dict[str, str] = {
     "debug": "it is for TPUs; a loss that is not finite is always named with its rows",
     "past_index": "no model of today has this output",
     "profiler": "`luthier estimate` measures what a step takes",
-    "galore_layerwise": "updates inside the backward pass can neither clip nor accumulate gradients; leave it out",
-    "apollo_layerwise": "updates inside the backward pass can neither clip nor accumulate gradients; leave it out",
 }
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "generation_num_beams": ((1,), "answers grow one token at a time, without beams"),
-    "reward_model_type": (
-        ("lora", "full"),
-        "a reward that asks an endpoint is named in `rewards`, such as judge, or a function of your own",
-    ),
     "badam_mode": (("layer",), "whole layers take turns here; set badam_mode: layer"),
 }
 

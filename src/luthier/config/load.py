@@ -42,6 +42,7 @@ _INPUT_PATHS = (
     ("data", "eval_dataset"),
     ("data", "dataset_dir"),
     ("rollout", "reward_model"),
+    ("rollout", "reward_model_adapters"),
     ("rollout", "critic_model"),
     ("evaluate", "eval_general_dataset"),
     ("evaluate", "task"),
@@ -181,7 +182,12 @@ def _route(tree: Tree, problems: list[str], notices: list[str]) -> tuple[dict[st
         if key in nested[section] and value == compat.YIELDS[dotted]:
             return
         values = compat.VALUES.get(dotted, {})
-        nested[section][key] = values[value] if _hashable(value) and value in values else value
+        if _hashable(value) and value in values:
+            nested[section][key] = values[value]
+            if value in compat.SAID.get(dotted, {}):
+                notices.append(f"{place}: {value} is read as {values[value]}: {compat.SAID[dotted][value]}")
+        else:
+            nested[section][key] = value
         places[dotted] = place
 
     for key, value in tree.values.items():

@@ -17,10 +17,8 @@ NOT_HERE: dict[str, str] = {
     "adamw_anyprecision": "its library (torchdistx) is no longer made; take adamw_torch",
     "galore_adamw_8bit": "GaLore here keeps its small state in 32 bits; take galore_adamw",
     "galore_adafactor": "GaLore here works on AdamW; take galore_adamw",
-    "galore_adamw_layerwise": "it cannot clip the gradient or accumulate it; take galore_adamw",
-    "galore_adamw_8bit_layerwise": "it cannot clip the gradient or accumulate it; take galore_adamw",
-    "galore_adafactor_layerwise": "it cannot clip the gradient or accumulate it; take galore_adamw",
-    "apollo_adamw_layerwise": "it cannot clip the gradient or accumulate it; take apollo_adamw",
+    "galore_adamw_8bit_layerwise": "GaLore here keeps its small state in 32 bits; take galore_adamw",
+    "galore_adafactor_layerwise": "GaLore here works on AdamW; take galore_adamw",
     "lomo": "it cannot clip the gradient or accumulate it; badam or apollo_adamw need little memory, too",
     "adalomo": "it cannot clip the gradient or accumulate it; badam or apollo_adamw need little memory, too",
     "grokadamw": "no setting of it is known to help fine-tuning; take adamw_torch",
@@ -84,7 +82,7 @@ class OptimizerConfig:
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
     galore_target: Names = ("all",)
-    """Linear layers whose gradients are projected; all takes every one in the decoder but the head."""
+    """Linear layers, or parts such as mlp, whose gradients are projected; all takes every layer of the decoder."""
     galore_rank: Positive = 16
     """Rank of the projected gradient."""
     galore_update_interval: Positive = 200
@@ -94,7 +92,7 @@ class OptimizerConfig:
     galore_proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
     """Side that is projected: std the shorter one, reverse_std the longer one, left rows, right columns, full both."""
     apollo_target: Names = ("all",)
-    """Linear layers whose rates are estimated in a small space; all takes every one in the decoder but the head."""
+    """Linear layers, or parts such as mlp, whose rates are estimated in a small space; all takes every one."""
     apollo_rank: Positive = 16
     """Rank of the space in which rates are estimated."""
     apollo_update_interval: Positive = 200

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from luthier.core.batch import Loss, PackedBatch, Scores
     from luthier.core.types import Answer, Completion, Example, Message, Prompt, RowKind, Sampling
 
-Need = Literal["reference", "distribution", "value", "baseline", "rollouts"]
+Need = Literal["reference", "distribution", "value", "baseline", "center", "rollouts"]
 """reference: the stream "ref_logp"; distribution: the stream "ref_hidden", and the reference's head beside the policy;
-value: a value head; baseline: the tag "baseline", the mean log-ratio of mismatched answers; rollouts: rows are prompts,
-answered while training."""
+value: a value head; baseline: the tag "baseline", the mean log-ratio of mismatched answers; center: the tag "center",
+that of the answers of one update themselves; rollouts: rows are prompts, answered while training."""
 Read = Literal["logp", "entropy", "value", "mean_logp", "top_entropy", "divergence", "correct"]
 """What of the policy's scores an objective looks at."""
 Packing = Literal["forest", "mask", "alone"]
@@ -69,6 +69,11 @@ class RolloutObjective(Objective, Protocol):
     """Updates of one pass where the settings give none."""
     whitens: ClassVar[bool]
     """Advantages of all learned tokens of a rollout are brought to mean 0 and deviation 1."""
+
+    @property
+    def whiten_rewards(self) -> bool:
+        """Tell whether rewards of all learned tokens of a rollout are brought to deviation 1 before credit is given."""
+        ...
 
     @property
     def on_equal_rewards(self) -> Literal["keep", "drop", "resample", "duplicate"]:

@@ -25,11 +25,15 @@ PairLoss = Literal["sigmoid", "hinge", "ipo", "robust"]
 class PairSettings:
     """What every objective over pairs has: two answers to one prompt, without a reference unless it says so."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
     reads: ClassVar[frozenset[Read]] = frozenset({"logp"})
     rows: ClassVar[RowKind] = "pair"
     segments_per_unit: ClassVar[int] = 2
     rate_factor: ClassVar[float] = 0.1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Nothing beside the rows."""
+        return frozenset()
 
     def count(self, batch: PackedBatch) -> Tensor:
         """Return the number of pairs."""
@@ -39,6 +43,17 @@ class PairSettings:
 def pair_loss(kind: PairLoss, margin_P: Tensor, beta: float, flipped: float = 0.0) -> Tensor:
     """Return the loss of each pair, [P]; `flipped` is the share of labels assumed to be wrong."""
     return _LOSSES[kind](margin_P, beta, flipped)
+
+
+def classifier_loss(above_S: Tensor) -> Tensor:
+    """Return the loss of a classifier that calls answers good above 0 and bad below it, both answers of a pair, [P].
+
+    arXiv:2404.04656, binary cross-entropy on rewards that are shifted.
+    """
+    from torch.nn.functional import logsigmoid
+
+    chosen_P, rejected_P = both(above_S)
+    return -logsigmoid(chosen_P) - logsigmoid(-rejected_P)
 
 
 def check_smoothing(kind: PairLoss, label_smoothing: float) -> None:

@@ -71,6 +71,8 @@ class Ppo:
     """Nats an answer that kl_coef is moved towards step by step; none keeps it as it is."""
     kl_horizon: Annotated[float, Field(gt=0)] = 10000.0
     """Answers in which kl_coef may change by a fifth."""
+    whiten_rewards: bool = False
+    """Bring the rewards of all tokens of a step to deviation 1, their mean kept, before credit is given."""
     entropy_coef: Coefficient = 0.0
     """Weight of the entropy, which is taken from the loss."""
 

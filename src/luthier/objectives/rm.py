@@ -30,13 +30,17 @@ class RewardModeling(PairSettings):
     margin is that of arXiv:2307.09288, equation 2.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"value"})
     reads: ClassVar[frozenset[Read]] = frozenset({"value"})
     rate_factor: ClassVar[float] = 0.2
     margin: Annotated[float, Field(ge=0)] = 0.0
     """What the difference of the rewards should exceed; the column "margin" of a row is added to it."""
     centering: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (r(chosen) + r(rejected)) squared, which keeps rewards around 0 (arXiv:2312.09244); 0.01 is usual."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """A value head."""
+        return frozenset({"value"})
 
     def __call__(self, scores: Scores, batch: PackedBatch) -> Loss:
         """Return the sum over pairs, and what is worth watching."""

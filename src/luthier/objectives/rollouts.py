@@ -52,6 +52,7 @@ class RolloutSettings:
     usual_epochs: ClassVar[int] = 1
     usual_minibatches: ClassVar[int] = 1
     whitens: ClassVar[bool] = False
+    whiten_rewards: ClassVar[bool] = False
     ratio: Ratio = "token"
     """What it is of: token; sequence (geometric mean); sequence_token (value of the sequence, gradient of tokens)."""
     surrogate: Surrogate = "clipped"

@@ -240,7 +240,7 @@ class Collector:
             kl = [float(credit.log_ratio(segment).sum()) for segment in segments]
             rollout.metrics["rollout/kl"] = (sum(kl), len(kl))
             rollout.metrics["rollout/kl_coef"] = (carried.kl_coef, 1)
-        credit.assign_credit(groups, self.objective, carried.kl_coef)
+        credit.assign_credit(groups, self.objective, carried.kl_coef, self._sum)
         segments = _segments(groups)
         if self.objective.whitens:
             credit.whiten(segments, self._sum)

@@ -94,16 +94,28 @@ def _every(_: TrainConfig, parameters: dict[str, nn.Parameter], __: nn.Module | 
 def _targets(
     setting: str, asked: Callable[[TrainConfig], tuple[str, ...]]
 ) -> Callable[[TrainConfig, dict[str, nn.Parameter], nn.Module | None], set[str]]:
-    """Return what finds the weights of the linear layers that `setting` names."""
+    """Return what finds the weights of the linear layers that `setting` names, or those inside a part that it names."""
 
     def find(config: TrainConfig, parameters: dict[str, nn.Parameter], model: nn.Module | None) -> set[str]:
         assert model is not None, "this optimizer looks at the model"
         there, names = linear_names(_inner(model)), asked(config)
-        check_names([name for name in names if name != "all"], there, f"{setting}: linear layer")
-        wanted = set(there) if "all" in names else set(names)
-        return {name for name, p in parameters.items() if p.ndim == 2 and name.split(".")[-2:-1][0] in wanted}
+        paths = {name: _inside_layer(name) for name, p in parameters.items() if p.ndim == 2}
+        paths = {name: path for name, path in paths.items() if path and path[-1] in there}
+        known = {*there, *(part for path in paths.values() for part in path if not part.isdecimal())}
+        check_names([name for name in names if name != "all"], known, f"{setting}: linear layer")
+        return {name for name, path in paths.items() if "all" in names or {*names} & {*path}}
 
     return find
+
+
+def _inside_layer(name: str) -> list[str]:
+    """Return the path of a parameter's module inside its decoder layer.
+
+    >>> _inside_layer("model.layers.0.mlp.up_proj.weight")
+    ['mlp', 'up_proj']
+    """
+    parts = name.split(".")[:-1]
+    return parts[next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts)) + 1 :]
 
 
 def _matrices(_: TrainConfig, parameters: dict[str, nn.Parameter], model: nn.Module | None) -> set[str]:

@@ -23,6 +23,7 @@ from luthier.training.metrics import Means, Progress, gap_to_engine, peak_memory
 from luthier.training.optim import is_of_critic, learning_parameters, make_optimizer, make_schedule, same_rate
 from luthier.training.reference import STREAM
 from luthier.training.state import TrainState, Updates, read_state, write_state
+from luthier.training.window import mean_log_ratio, with_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,20 +146,14 @@ class Trainer:
     def annotate_window(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
         """Annotate the batches of one update, with what all of them together tell."""
         here = [self.annotate(batch) for batch in batches]
+        if "center" in self.objective.needs:
+            return with_same(here, "center", mean_log_ratio(self.policy, here, self._sum))
         return self._with_baseline(here) if "baseline" in self.objective.needs else here
 
-    @torch.no_grad()
     def _with_baseline(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
         """Add the tag "baseline": the mean log-ratio of mismatched answers, at least 0 (arXiv:2402.01306)."""
-        was_training = self.policy.training
-        self.policy.eval()
         asides = [self.annotate(batch.aside) for batch in batches if batch.aside is not None]
-        sums = [((self.policy(a).logp - a.streams[STREAM]) * a.weight).sum() for a in asides]
-        self.policy.train(was_training)
-        zero = torch.zeros((), device=self.accelerator.device)
-        total, count = self._sum(sum(sums, zero)), self._sum(zero + sum(a.num_segments for a in asides))
-        baseline = (total / count.clamp(min=1)).clamp(min=0)
-        return [batch.with_tag("baseline", baseline.expand(batch.num_segments)) for batch in batches]
+        return with_same(batches, "baseline", mean_log_ratio(self.policy, asides, self._sum).clamp(min=0))
 
     def annotate(self, batch: PackedBatch) -> PackedBatch:
         """Move a batch to the device and add what the objective needs and the rows do not bring."""

@@ -234,8 +234,8 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
 
 def _annotated(batch: PackedBatch, config: RunConfig, policy: Policy) -> PackedBatch:
     needs = config.objective.needs
-    if "baseline" in needs:
-        batch = batch.with_tag("baseline", batch.weight.new_zeros(batch.num_segments))
+    for tag in needs & {"baseline", "center"}:
+        batch = batch.with_tag(tag, batch.weight.new_zeros(batch.num_segments))
     if "distribution" in needs:
         with torch.no_grad():
             batch = batch.with_stream("ref_hidden", policy.hidden(batch))
