@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from luthier.cli.arguments import PAGES, SERVING, WORDS
+from luthier.cli.arguments import PAGE_ADDRESS, SERVING, WORDS
 from luthier.config import compat
 from luthier.config.load import SHELVES, adapter, homes
 from luthier.config.schema import SECTIONS
@@ -124,9 +124,10 @@ def commands() -> list[str]:
     lines = ["\n## Commands\n", "| there | here |", "|---|---|"]
     lines += [f"| `{word}` | `luthier {word}` |" for word in ("train", "chat", "export", "version")]
     lines += [f"| `{there}` | `luthier {here}`; `luthier {there}` is the same |" for there, here in WORDS.items()]
-    lines += [f"| `{page}` | no web page in this version (exit code 2): {instead} |" for page, instead in PAGES.items()]
     names = ", ".join(f"`{name}`" for name in (*SERVING, "API_KEY"))
-    return [*lines, "", f"`luthier api` reads {names}, and listens on 127.0.0.1 where they name no address."]
+    api = f"`luthier api` reads {names}, and listens on 127.0.0.1 where they name no address."
+    pages = f"`luthier webui` and `luthier webchat` read {', '.join(f'`{name}`' for name in PAGE_ADDRESS)}."
+    return [*lines, "", f"{api} {pages} A model that `webchat` is given is chosen on the page."]
 
 
 def main() -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-WORDS = {"api": "serve", "eval": "evaluate", "env": "doctor"}
+WORDS = {"api": "serve", "eval": "evaluate", "env": "doctor", "webui": "ui", "webchat": "ui"}
 """Word of `llamafactory-cli` -> command here; the others are called alike."""
-PAGES = {
-    "webchat": "`luthier chat FILE` talks in the terminal, `luthier serve FILE` answers over HTTP",
-    "webui": "`luthier train FILE` trains as a file says, `luthier init` writes one to begin with",
-}
-"""Words that open a page there -> what does the same here."""
+PAGE_ADDRESS = {"GRADIO_SERVER_NAME": "--host", "GRADIO_SERVER_PORT": "--port"}
+"""Variable that the pages of `llamafactory-cli` read -> option."""
 SERVING = {"API_HOST": "host", "API_PORT": "port", "API_MODEL_NAME": "served_model_name"}
 """Variable that `llamafactory-cli api` reads -> setting."""
 KEY, OWN_KEY = "API_KEY", "LUTHIER_API_KEY"
@@ -28,7 +24,7 @@ def translate(
     """Return the arguments as the commands take them: settings as key=value, behind everything else.
 
     `options`: command -> the options that it declares. A key of `llamafactory-cli api` in `environ` is put where
-    `luthier serve` looks for one. Raises ConfigError for a word that opens a page.
+    `luthier serve` looks for one.
 
     >>> translate(["eval", "--top_k", "5", "a.yaml"], {"evaluate": frozenset()}, {})
     ['evaluate', 'a.yaml', 'top_k=5']
@@ -36,8 +32,6 @@ def translate(
     if not argv:
         return []
     word, given = argv[0], list(argv[1:])
-    if word in PAGES:
-        raise ConfigError(f"{word}: there is no web page in this version; {PAGES[word]}", code="config_no_page")
     command = WORDS.get(word, word)
     if command not in options:
         return list(argv)
@@ -45,6 +39,8 @@ def translate(
     others, settings = _sort(given[:end], options[command])
     if word == "api":
         settings += _of_the_environment(others, settings, environ)
+    if word in ("webui", "webchat"):
+        return [command, *_page_options(word, others, settings, environ)]
     return [command, *others, *settings, *given[end:]]
 
 
@@ -65,6 +61,20 @@ def _sort(given: Sequence[str], own: frozenset[str]) -> tuple[list[str], list[st
             has_value = bool(rest) and not rest[0].startswith("--")
             settings.append(f"{key}={rest.pop(0) if has_value else 'true'}")
     return others, settings
+
+
+def _page_options(
+    word: str, others: Sequence[str], settings: Sequence[str], environ: Mapping[str, str]
+) -> Sequence[str]:
+    """Return the options of `luthier ui`; a model that `webchat` was given is chosen on the page."""
+    found = [(name, option) for name, option in PAGE_ADDRESS.items() if environ.get(name) and option not in others]
+    for name, option in found:
+        logger.info("%s: %s, from %s", option, environ[name], name)
+    model = [*settings, *(text for text in others if text.endswith((".yaml", ".yml", ".json")))]
+    if word == "webchat" and model:
+        logger.info("webchat: %s is not read here; choose the model on the page, under Chat", " ".join(model))
+        others, settings = [text for text in others if text not in model], []
+    return [*others, *settings, *(text for name, option in found for text in (option, environ[name]))]
 
 
 def _is_key(key: str) -> bool:

@@ -21,6 +21,7 @@ from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
 from luthier.cli.runs import runs_app
 from luthier.cli.serve import keys_app, serve
+from luthier.cli.ui import ui
 from luthier.core.errors import Interrupted, LuthierError, RunError
 from luthier.core.log import is_main_process, logger, setup
 
@@ -88,7 +89,7 @@ def _dry_run(loaded: Loaded, *, as_json: bool) -> None:
         print("\n".join([*plan.lines(), "nothing was written"]))
 
 
-for command in (chat, convert, evaluate, export, serve):
+for command in (chat, convert, evaluate, export, serve, ui):
     app.command()(command)
 
 
