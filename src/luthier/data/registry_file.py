@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError
+from luthier.core.hub import look_for_hub
 from luthier.core.log import first_line, printable
 from luthier.core.registry import did_you_mean
 
@@ -77,6 +78,7 @@ def _remote(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    look_for_hub()
     try:
         return Path(hf_hub_download(name, REGISTRY_FILE, repo_type="dataset"))
     except (OSError, HfHubHTTPError, HFValidationError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding
+from luthier.core.hub import look_for_hub
 from luthier.core.log import printable
 from luthier.core.registry import did_you_mean
 from luthier.data.registry_file import ONLINE, Shelf, check_entry, open_shelf
@@ -128,6 +129,7 @@ def read_rows(source: Source) -> Iterator[Row]:
 def _hub_rows(source: Source) -> Iterator[Row]:
     import datasets
 
+    look_for_hub()
     try:
         rows: Any = datasets.load_dataset(
             source.hub or "", source.subset, data_dir=source.folder, split=source.split, streaming=True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DependencyError, ModelError
+from luthier.core.hub import look_for_hub
 from luthier.core.log import first_line, logger
 from luthier.core.paths import beside, cache_folder
 
@@ -68,6 +69,7 @@ def locate(name: str) -> str:
     file = installed_file(alias)
     if file is not None:
         return str(unpack_gguf(file, name))
+    look_for_hub()
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise DependencyError(f"model {name!r} is not on this machine and the hub is off; run: {alias.install}")
     return alias.hub

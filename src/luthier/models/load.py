@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from luthier.core.errors import ModelError
+from luthier.core.hub import look_for_hub
 from luthier.core.log import first_line, logger, printable, say_once
 from luthier.core.registry import did_you_mean
 from luthier.models.adapters import add_adapter, check_mergeable, facts_of, is_adapter, load_adapter
@@ -83,6 +84,7 @@ def resolve(name: str) -> ModelFiles:
             f"nor a hub name like organisation/model{did_you_mean(name, known)}",
             code="model_missing",
         )
+    look_for_hub()
     return ModelFiles(name, public_base=name)
 
 
