@@ -77,13 +77,27 @@ def test_how_answers_are_drawn(given: dict, expected: tuple) -> None:
         ("export_quantization_bit", 4, "export_format: gguf"),
         ("export_legacy_format", True, "pickles"),
         ("export_hub_model_id", "me/model", "hf upload"),
-        ("vllm_maxlen", 4096, "engine: vllm"),
-        ("sglang_maxlen", 4096, "no such engine"),
+        ("mixture_of_depths", "convert", "changes the architecture"),
     ],
 )
 def test_refusals(key: str, value: object, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} is not supported: .*{reason}"):
         load_config({"model_name_or_path": "m", key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("deepspeed", "examples/deepspeed/ds_z3_config.json", "accelerate launch --use_deepspeed"),
+        ("fsdp", "full_shard auto_wrap", "accelerate launch --use_fsdp"),
+        ("vllm_enforce_eager", True, "engine: vllm"),
+        ("sglang_config", {"tp_size": 1}, "our decoder answers"),
+    ],
+)
+def test_what_others_need_is_left_out(key: str, value: object, reason: str) -> None:
+    loaded = load_config({"model_name_or_path": "m", key: value})
+    assert loaded.config == load_config({"model_name_or_path": "m"}).config
+    assert any(f"{key} is left out: " in each and reason in each for each in loaded.notices)
 
 
 def test_ppo_answers_each_prompt_once() -> None:

@@ -27,7 +27,7 @@ MISTAKES = {
     "documents": ("---\nseed: 1", "f.yaml holds 2 documents separated by ---; expected one"),
     "val_size": ("val_size: 1.5", "val_size is a share below 1 or a whole number of rows"),
     "stream": ("streaming: true", "streaming: true needs max_steps, because the number of rows is not known beforehand"),
-    "launcher": ("deepspeed: ds.json", "f.yaml:2: deepspeed is not supported: start with `accelerate launch --use_deepspeed -m luthier train FILE` instead"),
+    "launcher": ("ray_num_workers: 4", "f.yaml:2: ray_num_workers is not supported: start one process a device with `accelerate launch -m luthier train FILE`; Ray is not used"),
     "smoothing": ("stage: dpo\npref_loss: hinge\ndpo_label_smoothing: 0.1", "objective: label_smoothing has no meaning for the loss hinge; leave one of them out"),
     "preference loss": ("stage: dpo\npref_loss: bco", "f.yaml:3: pref_loss: input should be 'sigmoid', 'hinge', 'ipo' or 'robust', found text 'bco'"),
     "smoothing of cpo": ("stage: cpo\nobjective.loss: ipo\nobjective.label_smoothing: 0.1", "objective: label_smoothing has no meaning for the loss ipo; leave one of them out"),

@@ -143,8 +143,9 @@ IGNORED: dict[str, str] = {
 }
 """Key -> why leaving it out changes nothing."""
 
-_VLLM = "engine: vllm answers with vLLM where it is installed; vllm_memory_fraction is its share of the GPU"
-_SGLANG = "there is no such engine here; leave it out: our decoder answers"
+_VLLM = "it is for infer_backend: vllm; engine: vllm answers with vLLM, vllm_memory_fraction is its share of the GPU"
+_SGLANG = "it is for infer_backend: sglang; there is no such engine here, and our decoder answers"
+_SPREAD = "it spreads memory over processes and changes no result; for that start with `accelerate launch --use_{}`"
 _MULTIMODAL = "it is for pictures, films and sounds; rows and models with those are refused"
 IGNORED |= dict.fromkeys(
     (
@@ -155,13 +156,16 @@ IGNORED |= dict.fromkeys(
     ),
     _MULTIMODAL,
 )
+IGNORED |= {
+    "deepspeed": _SPREAD.format("deepspeed"),
+    **dict.fromkeys(("fsdp", "fsdp_config"), _SPREAD.format("fsdp")),
+    **dict.fromkeys((f"vllm_{k}" for k in ("config", "enforce_eager", "gpu_util", "max_lora_rank", "maxlen")), _VLLM),
+    **dict.fromkeys((f"sglang_{k}" for k in ("config", "lora_backend", "maxlen", "mem_fraction", "tp_size")), _SGLANG),
+}
 
 REFUSED: dict[str, str] = {
     **compat_training.REFUSED,
     **compat_machines.REFUSED,
-    "deepspeed": "start with `accelerate launch --use_deepspeed -m luthier train FILE` instead",
-    "fsdp": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
-    "fsdp_config": "start with `accelerate launch --use_fsdp -m luthier train FILE` instead",
     "shift_attn": "it changes the mathematics of attention and no model is served that way",
     "mixture_of_depths": "it changes the architecture and no engine serves the result",
     "export_quantization_bit": "quantized files are GGUF here: export_format: gguf with export_quantize: q4_k_m",
@@ -169,16 +173,6 @@ REFUSED: dict[str, str] = {
     "new_special_tokens_config": "descriptions of tokens are not read; name the tokens in add_special_tokens",
     "export_legacy_format": "`.bin` files are pickles, which run code when they are read; safetensors are written",
     "export_hub_model_id": "look at the folder first, then upload it: `hf upload NAME FOLDER`",
-    "vllm_config": _VLLM,
-    "vllm_enforce_eager": _VLLM,
-    "vllm_gpu_util": _VLLM,
-    "vllm_max_lora_rank": _VLLM,
-    "vllm_maxlen": _VLLM,
-    "sglang_config": _SGLANG,
-    "sglang_lora_backend": _SGLANG,
-    "sglang_maxlen": _SGLANG,
-    "sglang_mem_fraction": _SGLANG,
-    "sglang_tp_size": _SGLANG,
     "reward_model_quantization_bit": "the reward model is loaded like the model",
     "ref_model_quantization_bit": "the reference is loaded like the model",
 }
