@@ -16,11 +16,6 @@ File = Annotated[str, typer.Argument(help="YAML or JSON file with settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
-_NOTHING_ON_TOP = ("model.adapter_name_or_path=", "model.create_new_adapter=false")
-"""A run is found with all that it stands on."""
-
-
-SETTINGS_FILES = (".yaml", ".yml", ".json")
 _SETTING = re.compile(r"(--)?[A-Za-z_][\w.]*=")
 
 
@@ -48,20 +43,8 @@ def model_config(source: str | None, overrides: list[str] | None) -> Any:
 
     Without any of them, the settings themselves name the model.
     """
-    from luthier.config.load import load_config
-    from luthier.runs.store import is_run
-
     if source is None or is_setting(source):
         return load(source, overrides).config
-    path, given = Path(source).expanduser(), overrides or []
-    if path.suffix in SETTINGS_FILES:
-        loaded = load_config(path, given)
-        made = loaded.config.train.output_dir
-        if made and is_run(Path(made).expanduser()) and not loaded.config.model.adapter_name_or_path:
-            return load_config(path, [*given, f"model.model_name_or_path={made}"]).config
-        return loaded.config
-    for folder in (path, path.parent):
-        if is_run(folder):
-            fixed = [f"model.model_name_or_path={path}", *_NOTHING_ON_TOP]
-            return load_config(folder / "config.yaml", [*fixed, *given]).config
-    return load_config({"model_name_or_path": source}, given).config
+    from luthier.workflows.using import settings_of
+
+    return settings_of(source, overrides or [])

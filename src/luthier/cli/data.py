@@ -1,14 +1,16 @@
-"""luthier data: audit, preview, list."""
+"""luthier data: audit, preview, list, rows, clean."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from luthier.cli.common import AsJson, File, Overrides
 
+SEARCH_SECONDS = 60.0
 data_app = typer.Typer(help="Look at data sets before training on them.", no_args_is_help=True)
 
 
@@ -23,14 +25,20 @@ def audit(
     from luthier.cli import show
     from luthier.config.load import load_config
     from luthier.core.errors import ConfigError
+    from luthier.data.audit_files import keep_audit
     from luthier.data.prepare import prepare
+    from luthier.data.sources import find_sources
     from luthier.workflows.build import read_preparer
 
     config = load_config(file, overrides or []).config
     if not config.data.dataset:
         raise ConfigError("dataset is required", code="config_missing")
     preparer = read_preparer(config)
-    _, report = prepare((*config.data.dataset, *config.data.eval_dataset), preparer)
+    names = (*config.data.dataset, *config.data.eval_dataset)
+    _, report = prepare(names, preparer)
+    sources = find_sources(names, config.data)
+    if len(sources) == 1 and sources[0].path is not None:
+        keep_audit(sources[0].path, report, config.data.cutoff_len)
     if json:
         show.as_json(**report.as_dict())
     else:
@@ -53,14 +61,17 @@ def preview(
     from luthier.config.load import load_config
     from luthier.data.prepare import prepare
     from luthier.workflows.build import read_preparer
+    from luthier.workflows.preview import names_of, texts_of
 
     config = load_config(file, overrides or []).config
     preparer = read_preparer(config)
     units, report = prepare(config.data.dataset, preparer)
     tokenizer = preparer.template.tokenizer
     for unit in islice(units, rows):
-        names = _names(unit, preparer.kind)
-        segments = [{"name": n, **_segment(s, tokenizer)} for n, s in zip(names, unit, strict=True)]
+        segments = [
+            {"name": name, "ids": s.tokens, "tokens": texts_of(s.tokens, tokenizer), "weights": s.weight}
+            for name, s in zip(names_of(unit, preparer.kind), unit, strict=True)
+        ]
         if json:
             show.as_json(row=unit[0].origin, segments=segments)
         else:
@@ -75,31 +86,11 @@ def preview(
         print(f"error: {finding}", file=sys.stderr)
 
 
-def _names(unit: Any, kind: str) -> tuple[str, ...]:
-    """Return what the segments of a unit are called."""
-    if kind == "tagged":
-        return ("desirable" if unit[0].tags["desirable"] else "undesirable", "answer to another prompt")
-    return ("chosen", "rejected") if kind == "pair" else ("",) * len(unit)
-
-
-def _segment(segment: Any, tokenizer: Any) -> dict[str, list[Any]]:
-    """Return ids, texts and weights; characters that span several tokens stand at the last of them."""
-    texts, pending = [], []
-    for token in segment.tokens:
-        pending.append(token)
-        text = tokenizer.decode(pending, clean_up_tokenization_spaces=False)
-        texts.append("" if text.endswith("\ufffd") and len(pending) < 8 else text)
-        pending = pending if texts[-1] == "" and text else []
-    return {"ids": segment.tokens, "tokens": texts, "weights": segment.weight}
-
-
 @data_app.command("list")
 def list_data(
     folder: Annotated[str, typer.Argument(help="Folder with dataset_info.json.")] = "data", json: AsJson = False
 ) -> None:
     """List the data sets that dataset_info.json in a folder names, and the files beside it."""
-    from pathlib import Path
-
     from luthier.cli import show
     from luthier.core.errors import DataError
     from luthier.data.registry_file import REGISTRY_FILE, open_shelf
@@ -117,3 +108,54 @@ def list_data(
         show.as_json(datasets=[dict(zip(("name", "source", "format"), row, strict=True)) for row in [*named, *files]])
     else:
         show.table([*named, *files], ("name", "source", "format"))
+
+
+@data_app.command()
+def rows(
+    file: Annotated[Path, typer.Argument(help="File of rows: json, jsonl, csv, parquet, arrow or txt.")],
+    start: Annotated[int, typer.Option(min=0, help="Place of the first row, from 0 on.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
+    search: Annotated[str, typer.Option(help="Only rows that hold this text.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Show rows as they stand in a file, from any place, however large it is; nothing is tokenized."""
+    from luthier.cli import show
+    from luthier.core.log import printable
+    from luthier.data.row_index import RowFile
+
+    found = RowFile(file.expanduser())
+    found.build()
+    places = found.find(search, start, count, SEARCH_SECONDS)[0] if search else range(start, start + count)
+    shown = [(place, row) for place in places for row in found.rows(place, 1)]
+    if json:
+        listed = [{"row": place, "line": r.line, "value": r.value, "broken": r.broken} for place, r in shown]
+        show.as_json(total=found.total, rows=listed)
+        return
+    for place, row in shown:
+        print(f"{place} (line {row.line}): {row.broken and f'{row.broken}: '}{printable(row.value, 400)}")
+    print(f"{found.total} rows", file=sys.stderr)
+
+
+@data_app.command()
+def clean(
+    file: Annotated[Path, typer.Argument(help="File of rows that `luthier data audit` has read.")],
+    drop: Annotated[str, typer.Option(help="Kinds of findings whose rows are left out, separated by commas.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; without it the change is only shown.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Copy a data file without the rows that its audit found fault with; the file itself stays as it is."""
+    from dataclasses import asdict
+
+    from luthier.cli import show
+    from luthier.core.log import printable
+    from luthier.data.clean import clean as copy_clean
+
+    kinds = [kind.strip() for kind in drop.split(",") if kind.strip()]
+    found = copy_clean(file.expanduser(), kinds, out.expanduser() if out else None)
+    if json:
+        show.as_json(**asdict(found))
+        return
+    for each in found.examples:
+        print(f"{file}:{each['line']} {each['kind']}: {printable(each['row'], 120)}", file=sys.stderr)
+    print(f"{found.before} rows, {found.after} without {', '.join(f'{k} ({n})' for k, n in found.dropped.items())}")
+    print(found.written or "nothing was written; --out NEW writes them")

@@ -21,6 +21,8 @@ class Finding:
     """file:line."""
     message: str
     """What was expected, what was found, what to do."""
+    row: int | None = None
+    """Place of the row among all that were read, from 0 on."""
 
     def __str__(self) -> str:
         return f"{self.where} {self.message}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NO_ROOM = frozenset({"too_long", "prompt_too_long", "answer_too_long"})
 """Kinds of findings about rows that do not fit into cutoff_len."""
+LENGTHS_PER_OCTAVE = 8
 SHOWN_PER_KIND = 20
 KEPT_PER_KIND = 1000
 
@@ -36,12 +37,30 @@ class AuditReport:
     counts: Counter[str] = field(default_factory=Counter[str])
     """Findings by kind."""
     findings: list[Finding] = field(default_factory=list[Finding])
+    lengths: Counter[int] = field(default_factory=Counter[int])
+    """Tokens of a row before it is cut, rounded up as `length_edge` does -> rows."""
+    places: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """Kind -> places of all rows that have it, from 0 on and rising."""
+    row: int | None = None
+    """Place of the row that is being read; findings take it from here."""
+
+    def begin_row(self) -> None:
+        """Count a row; findings are about it until the next one begins."""
+        self.row = self.rows
+        self.rows += 1
 
     def add(self, kind: str, level: str, where: str, message: str) -> None:
         """Count a finding and keep it while there are few of its kind."""
         self.counts[kind] += 1
+        if self.row is not None and self.places.setdefault(kind, [])[-1:] != [self.row]:
+            self.places[kind].append(self.row)
         if self.counts[kind] <= KEPT_PER_KIND:
-            self.findings.append(Finding(kind=kind, level=level, where=where, message=message))  # pyright: ignore
+            finding = Finding(kind=kind, level=level, where=where, message=message, row=self.row)  # pyright: ignore
+            self.findings.append(finding)
+
+    def add_length(self, tokens: int) -> None:
+        """Count a row of so many tokens."""
+        self.lengths[length_edge(tokens)] += 1
 
     def errors(self) -> list[Finding]:
         """Return the findings that stop training."""
@@ -55,14 +74,25 @@ class AuditReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form that audit.json holds."""
-        return {**asdict(self), "counts": dict(self.counts)}
+        plain = {name: getattr(self, name) for name in _NUMBERS}
+        return {
+            **plain,
+            "counts": dict(self.counts),
+            "findings": [asdict(finding) for finding in self.findings],
+            "lengths": [[edge, self.lengths[edge]] for edge in sorted(self.lengths)],
+            "places": {kind: _as_ranges(rows) for kind, rows in self.places.items()},
+        }
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> AuditReport:
         """Read what `as_dict` wrote."""
-        report = cls(**{**plain, "counts": Counter(plain["counts"]), "findings": []})
-        report.findings = [Finding(**finding) for finding in plain["findings"]]
-        return report
+        return cls(
+            **{name: plain[name] for name in _NUMBERS},
+            counts=Counter(plain["counts"]),
+            findings=[Finding(**finding) for finding in plain["findings"]],
+            lengths=Counter(dict(plain.get("lengths", []))),
+            places={kind: _from_ranges(ranges) for kind, ranges in plain.get("places", {}).items()},
+        )
 
     def lines(self) -> list[str]:
         """Return the report for people: findings by kind, then totals."""
@@ -110,6 +140,34 @@ class AuditReport:
             first = next(finding for finding in self.findings if finding.kind == kind)
             if first.level == "warning":
                 logger.warning("%d of %d rows are left out; the first: %s", self.counts[kind], self.rows, first)
+
+
+_NUMBERS = ("rows", "trained_rows", "tokens", "learned_tokens", "cut_tokens")
+
+
+def length_edge(tokens: int) -> int:
+    """Return the upper edge of the bar of a histogram of lengths: bars grow with the length, by an eighth at most.
+
+    >>> [length_edge(n) for n in (3, 16, 17, 100, 2047)]
+    [3, 16, 18, 104, 2048]
+    """
+    width = 1 << max(0, tokens.bit_length() - LENGTHS_PER_OCTAVE.bit_length())
+    return -(-tokens // width) * width
+
+
+def _as_ranges(rows: list[int]) -> list[list[int]]:
+    """Return rising numbers as [first, how many] of those that follow each other."""
+    ranges: list[list[int]] = []
+    for row in rows:
+        if ranges and row == sum(ranges[-1]):
+            ranges[-1][1] += 1
+        else:
+            ranges.append([row, 1])
+    return ranges
+
+
+def _from_ranges(ranges: list[list[int]]) -> list[int]:
+    return [row for first, count in ranges for row in range(first, first + count)]
 
 
 def leakage(train: UnitStore, train_rows: np.ndarray, held_out: UnitStore, held_out_rows: np.ndarray) -> list[Finding]:

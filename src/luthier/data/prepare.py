@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Preparer:
 
     def checked_example(self, row: Row, source: Source, report: AuditReport) -> Example | None:
         """Return the row as an example, None if it is bad; findings go to `report`."""
-        report.rows += 1
+        report.begin_row()
         if row.value is None:
             assert row.finding is not None
             report.add(row.finding.kind, row.finding.level, row.where, row.finding.message)
@@ -88,6 +88,7 @@ class Preparer:
         except DataError as error:
             report.add("template", "error", example.origin, str(error))
             return []
+        report.add_length(len(tokens))
         if len(tokens) <= most:
             return tokens
         message = (
@@ -108,6 +109,8 @@ class Preparer:
         return replace(read_example(row.value, source, self.kind), origin=row.where)
 
     def _checked(self, rendered: Rendered, where: str, report: AuditReport) -> list[Unit]:
+        longest = max(len(segment.tokens) for segment in rendered.unit)
+        report.add_length(longest)
         if rendered.special_text:
             spelled = ", ".join(rendered.special_text)
             report.add(
@@ -116,7 +119,6 @@ class Preparer:
         if self.kind == "text":
             return self._blocks(rendered.unit)
         limit = self.config.cutoff_len
-        longest = max(len(segment.tokens) for segment in rendered.unit)
         if longest > limit and self.config.too_long != "cut":
             level = "error" if self.config.too_long == "fail" else "warning"
             report.add(
@@ -237,6 +239,7 @@ def _tokenize(sources: list[Source], preparer: Preparer) -> tuple[UnitStore, Aud
                 twin = first_seen.setdefault(builder.unit_hash[-1], row.where)
                 if twin != row.where:
                     report.add("duplicate", "warning", row.where, f"is the same as {twin}")
+    report.row = None
     store = builder.build()
     if preparer.kind == "tagged" and len(store):
         check_both_sides(store, report)

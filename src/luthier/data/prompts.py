@@ -37,7 +37,9 @@ def read_prompts(names: tuple[str, ...], preparer: Preparer, most: int) -> tuple
     sources = find_sources(names, preparer.config)
     check_kind(sources, "prompt")
     read = (preparer.checked_example(row, source, report) for source in sources for row in read_rows(source))
-    return tokenize([example for example in read if example is not None], preparer, most, report), report
+    examples = [example for example in read if example is not None]
+    report.row = None
+    return tokenize(examples, preparer, most, report), report
 
 
 def tokenize(examples: Iterable[Example], preparer: Preparer, most: int, report: AuditReport) -> list[PromptRow]:
