@@ -15,7 +15,7 @@ from luthier.runs.curves import CurveCache, RunCurves, bucket_width, extremes
 from luthier.runs.store import read_events
 
 
-def line(seq: int, step: int, kind: str = "train", **values: float | None) -> str:
+def line(seq: int, step: int, kind: str = "train", **values: float | str | None) -> str:
     return json.dumps({"seq": seq, "time": "t", "mono": seq * 0.5, "kind": kind, "step": step, **values}) + "\n"
 
 

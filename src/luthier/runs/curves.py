@@ -211,7 +211,7 @@ class RunCurves:
         path = self.run / "events.jsonl"
         with self._lock:
             head = _head(path)
-            if not head.startswith(self._head) or path.stat().st_size < self._offset:
+            if not head.startswith(self._head) or (head and path.stat().st_size < self._offset):
                 self._forget()
             if not head:
                 return

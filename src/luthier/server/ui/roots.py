@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from luthier.core.log import printable
+from luthier.runs.job_files import OWN
+from luthier.runs.trash import is_one_name
 from luthier.server.ui.failures import Refused, missing
 
 Which = Literal["runs", "data", "models"]
-OWN = ".luthier"
-"""Folder below the runs root that holds jobs, the index, uploads and what was deleted lately."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,12 @@ class Roots:
 
         The id is one name below the runs root; a link is followed only where it stays below the root.
         """
-        if not is_name(name) or not (self.runs / name).is_dir():
+        if not is_one_name(name) or not name.isprintable() or not (self.runs / name).is_dir():
             raise missing("run", name)
         path = self.runs / name
         if not path.resolve().is_relative_to(self.runs):
             raise missing("run", name)
         return path
-
-
-def is_name(text: str) -> bool:
-    """Tell whether a text is the name of one visible thing in a folder.
-
-    >>> [is_name(each) for each in ("a-run", "..", "a/b", ".luthier", "")]
-    [True, False, False, False, False]
-    """
-    return (
-        bool(text) and not text.startswith(".") and not set(text) & {"/", "\\", "\0"} and len(os.fsencode(text)) < 256
-    )
 
 
 def open_below(root: Path, relative: str) -> int:

@@ -20,11 +20,12 @@ import uvicorn
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger, printable
 from luthier.core.paths import beside
+from luthier.runs.job_files import OWN
 from luthier.server.listen import Http, SignalledServer, listening_socket
 from luthier.server.passing import is_loopback
 from luthier.server.ui.app import make_app
 from luthier.server.ui.failures import Refused, of_error
-from luthier.server.ui.roots import OWN, Roots
+from luthier.server.ui.roots import Roots
 from luthier.server.ui.session import Sessions, default_token_file
 from luthier.server.ui.state import State
 
