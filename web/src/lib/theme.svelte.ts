@@ -20,3 +20,20 @@ export const theme = {
     apply();
   },
 };
+
+/** How much space there is around things. */
+export type Density = "roomy" | "dense";
+
+let spacing = $state<Density>(localStorage.getItem("density") === "dense" ? "dense" : "roomy");
+document.documentElement.dataset["density"] = spacing;
+
+export const density = {
+  get now(): Density {
+    return spacing;
+  },
+  choose(next: Density): void {
+    spacing = next;
+    localStorage.setItem("density", next);
+    document.documentElement.dataset["density"] = next;
+  },
+};
