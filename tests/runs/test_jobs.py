@@ -35,7 +35,7 @@ COUNTING = "import os, time; open('begun', 'a').write(f'{os.getpid()}\\n'); time
 def jobs(tmp_path: Path):
     found = Jobs(tmp_path)
     yield found
-    for job in found._read():  # whatever a failed test has left
+    for job in found.files():  # whatever a failed test has left
         process = job.process()
         if process is not None:
             launch.send(process, signal.SIGKILL, group=True)

@@ -53,7 +53,7 @@ class Jobs:
 
     def all(self) -> list[JobView]:
         """Return every job: those that wait in their order, those that run, those that ended, newest first."""
-        found = self._read()
+        found = self.files()
         waiting = self._view_in_line(found)
         others = [job for job in found if job.id not in waiting]
         running = sorted((job for job in others if job.now.state in ACTIVE), key=lambda job: job.now.launched or 0.0)
@@ -65,11 +65,11 @@ class Jobs:
         """Return one job. Raises RunError (job_missing) where there is none of this id."""
         job = self._file(id)
         waits = job.now.state in WAITING
-        return (self._view_in_line(self._read()).get(id) if waits else None) or self._view(job)
+        return (self._view_in_line(self.files()).get(id) if waits else None) or self._view(job)
 
     def for_run(self, run: str) -> JobView | None:
         """Return the newest job that trains a run; None where it was begun elsewhere."""
-        found = [job for job in self._read() if job.spec.kind == "train" and job.spec.run == run]
+        found = [job for job in self.files() if job.spec.kind == "train" and job.spec.run == run]
         return self._view(max(found, key=lambda job: job.created)) if found else None
 
     def plan(self) -> queue.Plan:
@@ -137,14 +137,14 @@ class Jobs:
         """Change how many jobs run at once, whether any is begun, and the order. Raises RunError for what cannot be."""
         with queue.locked(self.root):
             plan = self.plan()
-            waiting = [job.id for job in queue.in_order(plan, self._read())]
+            waiting = [job.id for job in queue.in_order(plan, self.files())]
             plan = queue.changed(plan, waiting, slots=slots, holding=holding, order=order)
             queue.write_plan(self.root, plan)
         return plan
 
     def move(self, id: str, position: int) -> queue.Plan:
         """Put a waiting job at a place of the queue, from 0 on. Raises RunError where it does not wait."""
-        waiting = [job.id for job in queue.in_order(self.plan(), self._read())]
+        waiting = [job.id for job in queue.in_order(self.plan(), self.files())]
         if self._file(id).id not in waiting:
             raise RunError(f"{id} does not wait (any more)", code="job_state")
         return self.change_queue(order=queue.moved(waiting, id, position))
@@ -162,7 +162,7 @@ class Jobs:
             return self._settle() if mine else []
 
     def _begin(self) -> list[str]:
-        chosen, _ = queue.choose(self.plan(), self._read())
+        chosen, _ = queue.choose(self.plan(), self.files())
         for job in chosen:
             self._launch(job)
         return [job.id for job in chosen]
@@ -186,7 +186,7 @@ class Jobs:
         job.write(replace(now, process=None if identity is None else identity.as_dict()))
 
     def _settle(self) -> list[str]:
-        return [job.id for job in self._read() if job.now.state in ACTIVE and self._look(job)]
+        return [job.id for job in self.files() if job.now.state in ACTIVE and self._look(job)]
 
     def _look(self, job: JobFile) -> bool:
         """Write down that a job has begun, or ended; tell whether anything was written."""
@@ -255,7 +255,8 @@ class Jobs:
 
     # ---- parts
 
-    def _read(self) -> list[JobFile]:
+    def files(self) -> list[JobFile]:
+        """Return the folders of all jobs, in no order; damaged ones are left out and said once."""
         with self._reading:
             names = os.listdir(self.folder) if self.folder.is_dir() else []
             for gone in self._files.keys() - set(names):
@@ -269,7 +270,7 @@ class Jobs:
             return list(self._files.values())
 
     def _file(self, id: str) -> JobFile:
-        found = next((job for job in self._read() if job.id == id), None)
+        found = next((job for job in self.files() if job.id == id), None)
         if found is None:
             raise RunError(f"there is no job {printable(id)} in {self.root}", code="job_missing")
         return found
@@ -278,12 +279,12 @@ class Jobs:
         """Return a job with the run directory that it gets. Raises RunError where another job writes it."""
         if spec.kind != "train" or spec.run is None:
             return spec
-        taken = {job.spec.run: job for job in self._read()
+        taken = {job.spec.run: job for job in self.files()
                  if job.spec.kind == "train" and job.now.state in (*WAITING, *ACTIVE)}  # fmt: skip
         if spec.fresh_run:
             stem = slug(spec.run)
             names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
-            reserved = {job.spec.run for job in self._read()}
+            reserved = {job.spec.run for job in self.files()}
             free = next(name for name in names if name not in reserved and not os.path.lexists(self.root / name))
             return replace(spec, run=free, fresh_run=False)
         if spec.run in taken:

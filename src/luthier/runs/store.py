@@ -194,8 +194,10 @@ def read_events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def read_status(run: Path) -> dict[str, Any]:
     """Return status.json; a run whose process is gone without a word is "crashed"."""
-    path = run / "status.json"
-    status = _parse(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        status = _parse((run / "status.json").read_text(encoding="utf-8", errors="replace"))
+    except OSError:  # not there (any more)
+        return {}
     holder = Identity.from_dict(status.get("process"))
     if status and status.get("state") not in FINAL_STATES and (holder is None or not holder.is_alive()):
         status["state"] = "crashed"

@@ -49,7 +49,7 @@ class Entry:
 
 def contents(run: Path) -> Contents:
     """Count what lies in a folder; links count as themselves."""
-    found = _plain_files(run)
+    found = sizes_below(run)
     exports = run / "exports"
     names = sorted(each.name for each in exports.iterdir()) if exports.is_dir() and not exports.is_symlink() else []
     return Contents(sum(found), len(found), len(list_checkpoints(run)), names)
@@ -115,6 +115,18 @@ def is_one_name(name: str) -> bool:
     return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
 
 
+def sizes_below(folder: Path) -> list[int]:
+    """Return the size of every file below a folder; a folder behind a link is not looked into."""
+    sizes: list[int] = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                sizes.append(os.lstat(os.path.join(place, name)).st_size)
+            except OSError:
+                continue
+    return sizes
+
+
 def _folder(root: Path) -> Path:
     trash = root / OWN / "trash"
     trash.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -150,15 +162,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _plain_files(folder: Path) -> list[int]:
-    """Return the size of every file below a folder; a folder behind a link is not looked into."""
-    sizes: list[int] = []
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                sizes.append(os.lstat(os.path.join(place, name)).st_size)
-            except OSError:
-                continue
-    return sizes

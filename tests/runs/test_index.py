@@ -1,0 +1,418 @@
+"""The index of runs: equal to the folders, quick, and made anew from them whatever happens to its file."""
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from curves import HEALTHY, write
+
+from luthier.core import log
+from luthier.core.errors import RunError
+from luthier.runs import facts, index_file, notes, trash
+from luthier.runs.index import Index
+from luthier.runs.job_files import JobSpec
+from luthier.runs.jobs import Jobs
+from luthier.runs.process import Identity
+
+STATUS = {"schema": 1, "state": "done", "step": 3, "total": 3, "seconds": 12.5}
+
+
+def event(seq: int, kind: str, **values: Any) -> str:
+    return json.dumps({"seq": seq, "time": "2026-01-01T00:00:00.000+00:00", "kind": kind, **values}) + "\n"
+
+
+def make(root: Path, name: str, *, config: Any = None, day: int = 1, events: str = "", **status: Any) -> Path:
+    run = root / name
+    run.mkdir()
+    base = {"model": {"model_name_or_path": "smollm2-135m"}, "data": {"dataset": ["tickets.jsonl"]},
+            "tuning": {"name": "lora", "rank": 8, "alpha": 16}, "objective": {"name": "sft"},
+            "train": {"learning_rate": 1e-4, "seed": 1}}  # fmt: skip
+    for section, values in (config or {}).items():
+        base[section] = {**base[section], **values}
+    (run / "config.yaml").write_text(yaml.safe_dump(base))
+    moment = f"2026-01-{day:02}T00:00:00.000+00:00"
+    (run / "status.json").write_text(
+        json.dumps({**STATUS, "name": name, "started": moment, "updated": moment, **status})
+    )
+    (run / "events.jsonl").write_text(events)
+    return run
+
+
+def ids(found: tuple[list[Any], int]) -> list[str]:
+    return [row.id for row in found[0]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make(tmp_path, "a", config={"tuning": {"rank": 16}}, day=1)
+    make(tmp_path, "b", config={"objective": {"name": "dpo"}, "train": {"learning_rate": 2e-5}}, day=2, state="failed")
+    make(tmp_path, "c", config={"tuning": {"name": "full"}, "model": {"model_name_or_path": "Qwen3-1.7B"}}, day=3)
+    (tmp_path / "no-run").mkdir()
+    (tmp_path / "file.txt").write_text("x")
+    return tmp_path
+
+
+@pytest.fixture
+def index(root: Path):
+    found = Index(root)
+    found.refresh()
+    yield found
+    found.close()
+
+
+def test_the_newest_comes_first_and_what_is_no_run_is_left_out(index: Index) -> None:
+    rows, total = index.search()
+    assert ([row.id for row in rows], total) == (["c", "b", "a"], 3)
+    first = rows[2]
+    assert (first.model, first.data, first.objective, first.tuning) == (
+        "smollm2-135m",
+        ["tickets.jsonl"],
+        "sft",
+        "lora",
+    )
+    assert (first.step, first.total, first.state, first.seconds) == (3, 3, "done", 12.5)
+    assert first.created == first.updated == 1767225600.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "cba"),
+        ("rank:16", "a"),
+        ("lora_rank:16", "a"),
+        ("tuning.rank:16", "a"),
+        ("rank:1", ""),
+        ("alpha:16", "cba"),
+        ("learning_rate:1e-4", "ca"),
+        ("learning_rate:0.00002", "b"),
+        ("qwen", "c"),
+        ("SMOLLM2 dpo", "b"),
+        ("smollm2 dpo rank:16", ""),
+        ("stage:dpo", "b"),
+        ("tuning:full", "c"),
+        ("state:failed", "b"),
+        ("dataset:tickets.jsonl", "cba"),
+        ("tag:good", ""),
+        ("%", ""),
+        ("' OR 1=1 --", ""),
+        ('"', "cba"),
+    ],
+)
+def test_search(index: Index, text: str, found: str) -> None:
+    assert "".join(ids(index.search(text))) == found
+
+
+def test_words_of_notes_and_tags_in_any_language(index: Index, root: Path) -> None:
+    notes.change(root / "a", name="Größe: erster Versuch", notes="比较学习率的实验", tags=["good", "für später"])
+    assert index.refresh() == ["a"]
+    for text in ("GRÖSSE", "erster versuch", '"erster versuch"', "学习率", "tag:good", "good", 'tag:"für später"'):
+        assert ids(index.search(text)) == ["a"], text
+    assert ids(index.search(tag=["good", "other"])) == ["a"]
+    assert index.tags() == ["für später", "good"]
+    assert index.search("good")[0][0].name == "Größe: erster Versuch"
+
+
+def test_filters_order_and_pages(index: Index, root: Path) -> None:
+    assert ids(index.search(state="failed")) == ["b"]
+    assert ids(index.search(state="failed,done", sort="name", descending=False)) == ["a", "b", "c"]
+    assert ids(index.search(objective=["sft"])) == ["c", "a"]
+    assert (ids(index.search(start=1, count=1)), index.search(start=1, count=1)[1]) == (["b"], 3)
+    notes.change(root / "a", pinned=True)
+    notes.change(root / "b", archived=True)
+    assert sorted(index.refresh()) == ["a", "b"]
+    assert ids(index.search()) == ["a", "c"]
+    assert ids(index.search(archived=True)) == ["b"]
+    assert ids(index.search(archived=None)) == ["a", "c", "b"]
+    with pytest.raises(RunError, match=r"no column 'lose'; did you mean 'loss'"):
+        index.search(sort="lose")
+
+
+def test_a_run_that_was_deleted_or_renamed_under_the_index_is_followed(index: Index, root: Path) -> None:
+    trash.delete(root, "b")
+    (root / "c").rename(root / "d")
+    assert sorted(index.refresh()) == ["b", "c", "d"]
+    assert ids(index.search()) == ["d", "a"]
+    trash.undelete(root, "b")
+    assert index.row("b").state == "failed"
+    assert index.row("c") is None
+    assert ids(index.search()) == ["d", "b", "a"]
+
+
+def test_one_row_is_read_as_its_files_say_now(index: Index, root: Path) -> None:
+    notes.change(root / "a", name="renamed")
+    assert index.row("a").name == "renamed"
+    assert index.refresh() == []
+
+
+# ---- metrics
+
+
+def test_last_and_best_values_are_those_of_the_file(tmp_path: Path) -> None:
+    lines = [event(i, "train", step=i, loss=3.0 - i / 10, mono=i * 1.0) for i in range(1, 11)]
+    lines.insert(5, event(90, "eval", step=5, eval_loss=1.5))
+    lines.append(event(91, "eval", step=10, eval_loss=1.8))
+    run = make(tmp_path, "r", events="".join(lines), step=10)
+    index = Index(tmp_path)
+    row = index.row("r")
+    assert (row.loss, row.best, row.best_metric, row.seconds) == (2.0, 1.5, "eval_loss", 12.5)
+    with (run / "events.jsonl").open("a") as file:
+        file.write(
+            event(92, "begin", after=4, total=20) + event(93, "train", step=5, loss=None, nonfinite=True, mono=7.0)
+        )
+        file.write(event(94, "eval", step=6, eval_loss=1.7, mono=9.0) + '{"seq": 95, "kind": "ev')
+    row = index.row("r")
+    # The evaluation of step 5 belongs to steps that were taken back; the last loss was no number.
+    assert (row.loss, row.best, row.seconds) == (None, 1.7, 19.0)
+    with (run / "events.jsonl").open("a") as file:
+        file.write('al", "step": 7, "eval_loss": 0.5}\n')
+    assert index.row("r").best == 0.5
+
+
+def test_a_metric_that_shall_rise(tmp_path: Path) -> None:
+    lines = "".join(event(i, "eval", step=i, eval_loss=9 - i, eval_reward=r) for i, r in enumerate([0.1, 0.7, 0.3], 1))
+    make(tmp_path, "r", events=lines)
+    make(tmp_path, "s", events=lines, config={"train": {"metric_for_best_model": "loss"}})
+    index = Index(tmp_path)
+    assert (index.row("r").best_metric, index.row("r").best) == ("eval_reward", 0.7)
+    assert (index.row("s").best_metric, index.row("s").best) == ("eval_loss", 6)
+
+
+def test_only_what_is_new_of_a_million_lines_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, "r", events="".join(event(i, "train", step=i, loss=1.0) for i in range(20_000)), state="running",
+               process=Identity.here().as_dict())  # fmt: skip
+    index = Index(tmp_path)
+    index.refresh()
+    with (run / "events.jsonl").open("a") as file:
+        file.write(event(20_000, "train", step=20_000, loss=0.25))
+    lines: list[bytes] = []
+    parsed = facts._parsed
+    monkeypatch.setattr(facts, "_parsed", lambda line: [lines.append(line), parsed(line)][1])
+    row = index.row("r")
+    assert (row.loss, row.step) == (0.25, 3)
+    assert {json.loads(line)["step"] for line in lines if line} == {20_000}
+    # A file that was replaced is read from its beginning.
+    (run / "new").write_text(event(1, "train", step=1, loss=4.0))
+    (run / "new").rename(run / "events.jsonl")
+    assert index.row("r").loss == 4.0
+
+
+def test_a_process_that_is_gone_shows_as_crashed_though_no_file_has_changed(tmp_path: Path) -> None:
+    import subprocess
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    make(tmp_path, "r", state="running", process=Identity.of(child.pid).as_dict())
+    index = Index(tmp_path)
+    assert index.row("r").state == "running"
+    child.kill()
+    child.wait()
+    assert index.refresh() == ["r"]
+    assert ids(index.search(state="crashed")) == ["r"]
+
+
+def test_runs_that_other_tests_make_are_read(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", "grpo", HEALTHY["grpo"])
+    (run / "status.json").write_text(json.dumps(STATUS))
+    row = Index(tmp_path).row("run")
+    assert (row.objective, row.best_metric) == ("grpo", "eval_reward")
+    assert row.best == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("file", ["status.json", "config.yaml", "notes.json", "events.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\0\0", b"[1, 2]\n", b"- a: [\n", b'{"step": "x", "mono": []}\n']
+)
+def test_damaged_files_of_a_run_hide_nothing(root: Path, file: str, content: bytes) -> None:
+    (root / "b" / file).write_bytes(content)
+    index = Index(root)
+    assert sorted(ids(index.search())) == ["a", "b", "c"]
+
+
+# ---- trainings without a folder yet
+
+
+def test_a_training_that_waits_or_never_began_has_a_row(root: Path) -> None:
+    jobs, index = Jobs(root), Index(root)
+    config = "model_name_or_path: tiny\nstage: dpo\ndataset: a.jsonl, b.jsonl\n"
+    failing = (sys.executable, "-c", "import sys; sys.exit('nothing here')")
+    jobs.add(JobSpec(request_id="waiting-1", kind="train", command=failing, run="next", fresh_run=True, name="Next one",
+                     files={"config.yaml": config}, tags=("t",), when="hold"))  # fmt: skip
+    assert index.refresh()
+    row = index.row("next")
+    assert (row.state, row.name, row.objective, row.model, row.data, row.tags) == (
+        "queued", "Next one", "dpo", "tiny", ["a.jsonl", "b.jsonl"], ["t"])  # fmt: skip
+    jobs.act("waiting-1", "release")
+    while jobs.get("waiting-1").state != "failed":
+        jobs.tick()
+    assert index.row("next").state == "never started"
+    jobs.act("waiting-1", "forget")
+    assert index.refresh() == ["next"]
+    assert index.row("next") is None
+
+
+def test_killed_between_its_lock_and_its_first_word(tmp_path: Path) -> None:
+    run = make(tmp_path, "r")
+    (run / "status.json").unlink()
+    (run / "run.lock").write_text("{}")
+    assert Index(tmp_path).row("r").state == "never started"
+
+
+# ---- faults of the file
+
+
+def damage_garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(50_000))
+
+
+def damage_half(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"SQLite format 3\0" + b"\xff" * 84)
+
+
+def other_version(number: int):
+    def change(path: Path) -> None:
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"PRAGMA user_version = {number}")
+            connection.execute("UPDATE runs SET name = 'of another version'")
+
+    return change
+
+
+def other_columns(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE runs")
+        connection.execute("CREATE TABLE runs (id TEXT PRIMARY KEY, more TEXT)")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_garbage, damage_half, damage_empty, damage_header, other_version(99), other_version(7), other_columns],
+)
+def test_a_damaged_index_is_made_anew(root: Path, damage: Any) -> None:
+    index = Index(root)
+    before = index.search()
+    index.close()
+    file = root / ".luthier/index.sqlite"
+    for end in ("-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+    damage(file)
+    again = Index(root)
+    assert (ids(again.search()), again.kept) == (ids(before), "file")
+    assert again.search()[0][0].name == "c"
+    again.close()
+    third = Index(root)
+    assert (third.refresh(), ids(third.search())) == ([], ["c", "b", "a"])
+
+
+def test_deleted_under_an_open_handle(index: Index, root: Path) -> None:
+    for path in (root / ".luthier").glob("index.sqlite*"):
+        path.unlink()
+    assert ids(index.search()) == ["c", "b", "a"]
+    notes.change(root / "a", name="seen by others")
+    index.refresh()
+    assert Index(root).search("seen")[1] == 1
+    assert (root / ".luthier/index.sqlite").exists()
+
+
+def test_locked_for_long_it_answers_from_memory_and_goes_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_file, "_BUSY_MILLISECONDS", 50)
+    monkeypatch.setattr(index_file, "_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(log, "_said", set())
+    index = Index(root)
+    index.refresh()
+    lock = sqlite3.connect(root / ".luthier/index.sqlite", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    notes.change(root / "a", tags=["late"])
+    index.refresh()
+    assert (ids(index.search("late")), index.search()[1], index.kept) == (["a"], 3, "memory")
+    lock.execute("ROLLBACK")
+    lock.close()
+    time.sleep(0.35)
+    index.refresh()
+    assert (index.kept, ids(index.search("late"))) == ("file", ["a"])
+
+
+def test_on_a_full_disk_it_answers_from_memory_and_says_so_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "_said", set())
+    monkeypatch.setattr(log.logger, "info", said.append)
+    monkeypatch.setenv("LUTHIER_TESTING", "1")
+    monkeypatch.setenv("LUTHIER_FAULT", "index.write:disk_full")
+    monkeypatch.setattr("luthier.core.faults._visits", {})
+    index = Index(root)
+    for _ in range(3):
+        index.refresh()
+        assert ids(index.search()) == ["c", "b", "a"]
+    assert (index.kept, len(said)) == ("memory", 1)
+    assert "kept in memory" in said[0]
+    assert "No space" in said[0]
+
+
+def test_on_a_network_file_system_there_is_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_file, "file_system", lambda folder: "nfs4")
+    index = Index(root)
+    assert (ids(index.search()), index.kept) == (["c", "b", "a"], "memory")
+    assert not (root / ".luthier/index.sqlite").exists()
+
+
+def test_the_kind_of_a_file_system_is_known() -> None:
+    assert index_file.file_system(Path("/proc/self")) == "proc"
+
+
+def test_two_indexes_on_one_file_agree(index: Index, root: Path) -> None:
+    other = Index(root)
+    notes.change(root / "b", tags=["x"])
+    assert (other.refresh(), index.refresh()) == (["b"], [])
+    assert ids(index.search("tag:x")) == ids(other.search("tag:x")) == ["b"]
+    assert index.rebuild() == 3
+    assert ids(other.search("tag:x")) == ["b"]
+
+
+def test_sizes_are_added_up_once_and_again_after_a_change(index: Index, root: Path) -> None:
+    (root / "a/model.safetensors").write_bytes(b"x" * 5000)
+    (root / "a/far").symlink_to("/usr")
+    notes.change(root / "a", tags=["x"])
+    index._measured.clear()
+    index.refresh()
+    there = sum(path.stat().st_size for path in (root / "a").iterdir() if path.is_file())
+    assert index.row("a").bytes == there > 5000
+    assert index.bytes() == sum(row.bytes for row in index.search()[0])
+
+
+@pytest.mark.slow
+def test_two_thousand_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(event(i, "train", step=i, loss=2.0 - i / 100, mono=i * 1.0) for i in range(1, 51))
+    for i in range(2000):
+        make(tmp_path, f"run-{i:04}", day=1 + i % 28, events=lines, config={"tuning": {"rank": 2 ** (i % 6)}})
+    index = Index(tmp_path)
+    newest_first = index.refresh(seconds=0.2)
+    assert 0 < len(newest_first) < 2000
+    assert index.rebuilding
+    assert index.search()[1] == len(newest_first)
+    while index.rebuilding:
+        index.refresh(seconds=1.0)
+    assert index.search()[1] == 2000
+    while any(row.bytes is None for row in index.search(count=2000)[0]):
+        index.refresh()
+
+    assert index.search("rank:16 smollm2 run", sort="loss")[1] == 333
+    # Where nothing has changed nothing is read, whatever the number of runs.
+    monkeypatch.setattr(facts, "read_row", None)
+    assert index.refresh() == []
+    (tmp_path / "run-0007/notes.json").write_text("{}")
+    with pytest.raises(TypeError):
+        index.refresh()
