@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import byte_tokenizer, make_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -65,6 +66,37 @@ def test_new_rows_begin_as_the_mean_of_their_pieces(request, tmp_path, kind) -> 
             torch.testing.assert_close(table.weight[tokenizer.convert_tokens_to_ids(word)], mean)
         assert torch.equal(table.weight[: len(old)], was.weight[: len(old)])
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_described_words_begin_as_the_mean_of_their_text(tiny, tmp_path) -> None:
+    folder = narrow(tiny, tmp_path / "model")
+    texts = {"<svg>": "begins a drawing", "</svg>": "ends: it 🙂"}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump(texts, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    config = config_of(
+        folder, new_special_tokens_config=str(tmp_path / "words.yaml"), init_special_tokens="description"
+    )
+    assert config.model.new_special_tokens_config == texts
+    assert config_of(folder, new_special_tokens_config=texts) == config
+    model = load_model(find(config.model), config.model, place(config.model))
+    tokenizer, old = load_tokenizer(find(config.model), config.model), byte_tokenizer()
+    was = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    for word, text in texts.items():
+        assert len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
+        mean = was[old(text, add_special_tokens=False)["input_ids"]].mean(dim=0)
+        torch.testing.assert_close(model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)], mean)
+    assert tokenizer.decode(tokenizer("<svg>x")["input_ids"], skip_special_tokens=True) == "x"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("- <svg>", "expected `key: value` lines at the top, found a sequence"),
+    ("<svg>: 3", "expected word: description, found '3' for <svg>"),
+])  # fmt: skip
+def test_descriptions_that_are_none(tmp_path, text: str, message: str) -> None:
+    (tmp_path / "words.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"new_special_tokens_config: .*({message})"):
+        config_of(tmp_path, new_special_tokens_config=str(tmp_path / "words.yaml"))
+    with pytest.raises(ConfigError, match="new_special_tokens_config: .*nowhere.yaml does not exist"):
+        config_of(tmp_path, new_special_tokens_config=str(tmp_path / "nowhere.yaml"))
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "freeze"])

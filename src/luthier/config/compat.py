@@ -130,6 +130,7 @@ IGNORED: dict[str, str] = {
     "om_hub_token": "tokens belong into the environment; they are never written to a run directory",
     "trust_remote_code": "this model's code comes with transformers; code in the model folder needs allow_remote_code",
     "neat_packing": "packed rows never see each other",
+    "init_special_tokens": "new rows begin as the mean of the tokens of their description, or of their own",
     "save_dir": "results go into the run directory, or where --out says",
     "disable_gradient_checkpointing": "it is off unless gradient_checkpointing is set",
     "upcast_layernorm": "norms compute in float32",
@@ -170,7 +171,7 @@ REFUSED: dict[str, str] = {
     "mixture_of_depths": "it changes the architecture and no engine serves the result",
     "export_quantization_bit": "quantized files are GGUF here: export_format: gguf with export_quantize: q4_k_m",
     "adapter_folder": "name each folder in adapter_name_or_path",
-    "new_special_tokens_config": "descriptions of tokens are not read; name the tokens in add_special_tokens",
+    "freeze_original_embeddings": "the whole table learns where new tokens have rows; leave it out",
     "export_legacy_format": "`.bin` files are pickles, which run code when they are read; safetensors are written",
     "export_hub_model_id": "look at the folder first, then upload it: `hf upload NAME FOLDER`",
     "reward_model_quantization_bit": "the reward model is loaded like the model",
@@ -182,7 +183,6 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **compat_training.ONLY,
     "num_beams": ((1,), "answers grow one token at a time, without beams"),
     "eval_num_beams": ((1,), "answers grow one token at a time, without beams"),
-    "init_special_tokens": (("noise_init",), "rows of new tokens begin as the mean of their pieces"),
     "skip_special_tokens": ((True,), "answers are text without special tokens"),
 }
 """Key -> the values that ask for what is done anyway, and why others are refused."""

@@ -38,6 +38,7 @@ _STRICT = ConfigDict(
 _INPUT_PATHS = (
     ("model", "model_name_or_path"),
     ("model", "adapter_name_or_path"),
+    ("model", "new_special_tokens_config"),
     ("data", "dataset"),
     ("data", "eval_dataset"),
     ("data", "dataset_dir"),

@@ -6,7 +6,7 @@ all sections, so that a flat file needs no section headers; names that fine-tuni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic import Field
 from luthier.config.evaluation import EvaluateConfig
 from luthier.config.rollout import RolloutConfig
 from luthier.config.training import TrainConfig
-from luthier.config.values import Names, Numbers, Positive
+from luthier.config.values import Descriptions, Names, Numbers, Positive
 from luthier.core.types import Sampling
 
 
@@ -45,6 +45,8 @@ class ModelConfig:
     """Ordinary tokens to add to the vocabulary, separated by commas."""
     add_special_tokens: Names = ()
     """Special tokens to add; answers are shown without them, and where a message spells one it is the token."""
+    new_special_tokens_config: Descriptions = field(default_factory=dict[str, str])
+    """More of them, each with a text; its row begins as the mean of the text's tokens. A mapping, or its YAML file."""
     resize_vocab: bool = False
     """Add the special tokens that the named template needs and the tokenizer lacks."""
     train_from_scratch: bool = False
@@ -73,6 +75,19 @@ class ModelConfig:
     """Run Python files that the model folder brings. Only for code you have read."""
     allow_pickle: bool = False
     """Load `.bin` weights, with torch's weights-only reader."""
+
+    def __post_init__(self) -> None:
+        words = dict.fromkeys((*self.add_special_tokens, *self.new_special_tokens_config))
+        object.__setattr__(self, "add_special_tokens", tuple(words))
+
+    @property
+    def has_own_words(self) -> bool:
+        """Tell whether words are added to the vocabulary."""
+        return bool(self.add_tokens or self.add_special_tokens)
+
+    def without_words(self) -> ModelConfig:
+        """Return the settings of the model as it is elsewhere, with no words added."""
+        return replace(self, add_tokens=(), add_special_tokens=(), new_special_tokens_config={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

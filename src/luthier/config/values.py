@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
+
+from luthier.config.yaml_file import read_yaml
+from luthier.core.errors import ConfigError
+from luthier.core.log import printable
 
 
 def split_commas(value: object) -> object:
@@ -26,8 +31,25 @@ def bytes_of(value: object) -> object:
     return int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** (1 + "KMGT".index(unit[0])))
 
 
+def described(value: object) -> object:
+    """Read a YAML file of word: description, where one is named."""
+    if not isinstance(value, str):
+        return {} if value is None else value
+    try:
+        tree = read_yaml(Path(value).expanduser())
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if tree.problems:
+        raise ValueError(tree.problems[0])
+    wrong = next((word for word, text in tree.values.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{value}: expected word: description, found {printable(tree.values[wrong])} for {wrong}")
+    return tree.values
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
+Descriptions = Annotated[dict[str, str], BeforeValidator(described)]
 Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=10**8)]
 Share = Annotated[float, Field(ge=0, lt=1)]

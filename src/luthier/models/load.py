@@ -162,11 +162,11 @@ def load_tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
 def _grown(model: Any, files: ModelFiles, config: ModelConfig, tokenizer: Any = None) -> Any:
     """Return a model with a row for each word that the settings, or an adapter's tokenizer, have beside the base's."""
     if tokenizer is None:
-        if not config.add_tokens and not config.add_special_tokens:
+        if not config.has_own_words:
             return model
         tokenizer = load_tokenizer(files, config)
-    base = replace(config, add_tokens=(), add_special_tokens=())
-    grow(model, tokenizer, load_tokenizer(ModelFiles(files.base), base))
+    old = load_tokenizer(ModelFiles(files.base), config.without_words())
+    grow(model, tokenizer, old, config.new_special_tokens_config)
     return model
 
 

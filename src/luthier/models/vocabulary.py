@@ -12,6 +12,7 @@ from luthier.core.errors import ConfigError
 from luthier.core.log import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from luthier.config.schema import ModelConfig
@@ -33,10 +34,11 @@ def add_words(tokenizer: Any, config: ModelConfig) -> None:
         tokenizer.add_tokens(special, special_tokens=True)
 
 
-def grow(model: Any, tokenizer: Any, old: Any) -> None:
+def grow(model: Any, tokenizer: Any, old: Any, texts: Mapping[str, str]) -> None:
     """Give the words that `tokenizer` has and the base's own `old` has not a row each.
 
-    A row begins as the mean of the rows of the pieces that `old` cuts the word into, and likewise its row of the head.
+    A row begins as the mean of the rows of the pieces that `old` cuts the word into, or its text where `texts` has one,
+    and likewise its row of the head.
     """
     known = old.get_vocab()
     fresh = sorted((i, word) for word, i in tokenizer.get_vocab().items() if word not in known)
@@ -44,7 +46,7 @@ def grow(model: Any, tokenizer: Any, old: Any) -> None:
         return
     enlarge(model, fresh[-1][0] + 1)
     tables = {id(table): table for table in _tables(model)}.values()
-    pieces = [(i, old(word, add_special_tokens=False)["input_ids"]) for i, word in fresh]
+    pieces = [(i, old(texts.get(word, word), add_special_tokens=False)["input_ids"]) for i, word in fresh]
     with torch.no_grad():
         for table in tables:
             usual = table.weight[: len(old)].float().mean(dim=0)

@@ -198,12 +198,12 @@ class _Beside:
 
 def _with_words(config: RunConfig, model: Any, continued: Path | None) -> RunConfig:
     """Return the settings with a tuning under which the rows of added words learn."""
-    if not config.model.add_tokens and not config.model.add_special_tokens:
+    if not config.model.has_own_words:
         return config
     if continued is None:
         return replace(config, tuning=rows_learn(config.tuning, model))
-    own = replace(config.model, add_tokens=(), add_special_tokens=())
-    refuse_more_words(load_tokenizer(find(config.model), own), config.model, continued)
+    own = load_tokenizer(find(config.model), config.model.without_words())
+    refuse_more_words(own, config.model, continued)
     return config
 
 
