@@ -54,23 +54,24 @@ class Jobs:
     def all(self) -> list[JobView]:
         """Return every job: those that wait in their order, those that run, those that ended, newest first."""
         found = self.files()
-        waiting = self._view_in_line(found)
-        others = [job for job in found if job.id not in waiting]
-        running = sorted((job for job in others if job.now.state in ACTIVE), key=lambda job: job.now.launched or 0.0)
-        ended = [job for job in others if job not in running]
+        line = self._line(found)
+        waiting = [job for job in found if job.id in line]
+        waiting.sort(key=lambda job: line[job.id][0])
+        running = sorted((job for job in found if job.now.state in ACTIVE), key=lambda job: job.now.launched or 0.0)
+        ended = [job for job in found if job.id not in line and job not in running]
         ended.sort(key=lambda job: (job.now.ended or job.created, job.id), reverse=True)
-        return [*waiting.values(), *(self._view(job) for job in (*running, *ended))]
+        return [view(job, self.root, *line.get(job.id, (None, ""))) for job in (*waiting, *running, *ended)]
 
     def get(self, id: str) -> JobView:
         """Return one job. Raises RunError (job_missing) where there is none of this id."""
         job = self._file(id)
-        waits = job.now.state in WAITING
-        return (self._view_in_line(self.files()).get(id) if waits else None) or self._view(job)
+        line = self._line(self.files()) if job.now.state in WAITING else {}
+        return view(job, self.root, *line.get(id, (None, "")))
 
     def for_run(self, run: str) -> JobView | None:
         """Return the newest job that trains a run; None where it was begun elsewhere."""
         found = [job for job in self.files() if job.spec.kind == "train" and job.spec.run == run]
-        return self._view(max(found, key=lambda job: job.created)) if found else None
+        return view(max(found, key=lambda job: job.created), self.root) if found else None
 
     def plan(self) -> queue.Plan:
         """Return order, slots, and whether the queue is held."""
@@ -127,9 +128,9 @@ class Jobs:
                                code="job_state")  # fmt: skip
             if action == "forget":
                 self._forget(job)
-                return self._view(job)
+                return view(job, self.root)
             act(self, job)
-            return self._view(job)
+            return view(job, self.root)
 
     def change_queue(
         self, *, slots: int | None = None, holding: bool | None = None, order: list[str] | None = None
@@ -312,15 +313,11 @@ class Jobs:
         job.folder.rename(gone)  # half a folder is never taken for a job
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _view(self, job: JobFile) -> JobView:
-        return view(job, self.root)
-
-    def _view_in_line(self, jobs: list[JobFile]) -> dict[str, JobView]:
-        """Return the jobs that wait as people see them, with their places and why each waits."""
+    def _line(self, jobs: list[JobFile]) -> dict[str, tuple[int, str]]:
+        """Return the place of each job that waits, and why it does."""
         plan = self.plan()
         reasons = queue.choose(plan, jobs)[1]
-        waiting = enumerate(queue.in_order(plan, jobs))
-        return {job.id: view(job, self.root, place, reasons.get(job.id, "")) for place, job in waiting}
+        return {job.id: (place, reasons.get(job.id, "")) for place, job in enumerate(queue.in_order(plan, jobs))}
 
 
 def _noted(spec: JobSpec) -> dict[str, Any]:
