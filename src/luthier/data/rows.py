@@ -42,7 +42,7 @@ def read_example(row: Mapping[str, Any], source: Source, kind: RowKind) -> Examp
     _refuse_media(row, source)
     if kind == "tagged":
         return _tagged(row, source)
-    return _SHELVES.get(kind, FORMATS).get(_format_of(row, source, kind))(row, source.columns, source.tags)
+    return _SHELVES.get(kind, FORMATS).get(format_of(row, source, kind))(row, source.columns, source.tags)
 
 
 def _refuse_media(row: Mapping[str, Any], source: Source) -> None:
@@ -62,7 +62,7 @@ def _tagged(row: Mapping[str, Any], source: Source) -> Example:
     if _truth(row[name]) is None:
         remedy = "write true for good answers and false for bad ones, or set bad_rows: skip"
         raise RowError("wrong_type", name, "true or false", row[name], remedy)
-    example = FORMATS.get(_format_of(row, source, "tagged"))(row, source.columns, source.tags)
+    example = FORMATS.get(format_of(row, source, "tagged"))(row, source.columns, source.tags)
     if example.text is not None:
         raise RowError("wrong_type", "formatting", "a format with prompts and answers", words("plain text"))
     return replace(example, desirable=_truth(row[name]))
@@ -112,7 +112,8 @@ def margin_of(row: Mapping[str, Any], source: Source) -> float:
     return margin
 
 
-def _format_of(row: Mapping[str, Any], source: Source, kind: RowKind) -> str:
+def format_of(row: Mapping[str, Any], source: Source, kind: RowKind) -> str:
+    """Return the format of a row: as its source names it, or as its columns tell."""
     if kind == "text":
         return "text"
     if source.formatting != "auto":

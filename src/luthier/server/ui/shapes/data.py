@@ -54,6 +54,12 @@ class RowPage(Shape):
     """Of the first rows of the file."""
     broken: list[int] = []
     """Places in `rows` that are no rows: the text stands there, as far as it can be read."""
+    problems: list[str] = []
+    """Of each of `broken`, why it is no row."""
+    places: list[int] = []
+    """Place of each row in the file, from 0 on; after a search they have gaps."""
+    stopped: int | None = None
+    """Place where a search stopped because enough was found or its time was up; ask from there. null: at the end."""
 
 
 class Mapping(Shape):
