@@ -57,8 +57,9 @@ def test_what_is_no_number_is_a_gap_and_what_is_not_there_is_none(tmp_path: Path
     assert [y[0], y[2]] == [1.0, 4.0]
     assert math.isnan(y[1])
     bad = write(tmp_path, "".join([*rows, line(5, 5, loss=None, nonfinite=True)]))
-    assert bad.last("loss") is None
-    assert bad.last("other") == 2.0
+    assert bad.ends("loss") == (None, 1.0, 4.0)
+    assert bad.ends("other") == (2.0, 2.0, 2.0)
+    assert bad.ends("nothing") == (None, None, None)
 
 
 def test_a_run_that_goes_back_writes_its_steps_anew(tmp_path: Path, way: int) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from luthier.runs.event_blocks import Block, read_blocks
+from luthier.runs.series import Series
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -287,6 +288,18 @@ class RunCurves:
                 x = self._axes.columns[axis].values[np.searchsorted(self._axes.columns["step"].values, x)]
         return x.tolist(), y.tolist(), count
 
+    def series(self, most: int) -> dict[str, Series]:
+        """Return the metrics for rules that judge them, of each at most `most` points at equal distances."""
+        found: dict[str, Series] = {}
+        with self._lock:
+            for name, metric in self.metrics.items():
+                steps, values = metric.columns["step"].values, metric.columns["value"].values
+                places = np.flatnonzero(np.isfinite(values))
+                if len(places) > most:
+                    places = places[np.linspace(0, len(places) - 1, most).astype(np.intp)]
+                found[name] = Series(steps[places].astype(int).tolist(), values[places].tolist())
+        return {name: each for name, each in found.items() if len(each)}
+
     def _step_at(self, axis: Axis, place: float | None) -> float | None:
         """Return the first step that is not before a place of an axis."""
         if place is None or axis == "step":
@@ -295,12 +308,16 @@ class RunCurves:
         steps = self._axes.columns["step"].values
         return float(steps[row]) if row < len(steps) else math.inf
 
-    def last(self, name: str) -> float | None:
-        """Return the last value of a metric; None where it is no number, or there is none."""
+    def ends(self, name: str) -> tuple[float | None, float | None, float | None]:
+        """Return the last, the least and the greatest value of a metric; None where it is no number."""
         with self._lock:
             metric = self.metrics.get(name)
-            value = float(metric.columns["value"].values[-1]) if metric is not None and len(metric) else math.nan
-        return value if math.isfinite(value) else None
+            values = metric.columns["value"].values if metric is not None else np.empty(0)
+            finite = values[np.isfinite(values)]
+        if not len(finite):
+            return None, None, None
+        last = float(values[-1])
+        return last if math.isfinite(last) else None, float(finite.min()), float(finite.max())
 
     @property
     def names(self) -> list[str]:

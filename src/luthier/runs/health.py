@@ -359,7 +359,11 @@ def healthy_range(metric: str) -> str:
 
 def examine(run: Path) -> dict[str, Any]:
     """Return findings as records under "diagnosis", how many metrics were "judged", and how all "metrics" moved."""
-    view = View.of(run)
+    return examined(View.of(run))
+
+
+def examined(view: View) -> dict[str, Any]:
+    """Return what `examine` does, of metrics that are there already."""
     metrics: dict[str, dict[str, Any]] = {}
     for name, series in view.series.items():
         first, last = series.ends(max(1, min(WINDOW, len(series) // 2)))

@@ -42,8 +42,11 @@ def seal(folder: Path, step: int) -> None:
     sync_folder(folder)
 
 
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every file has the size and hash of the manifest."""
+def damage(path: Path, *, hashes: bool = True) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every file has the size and hash of the manifest.
+
+    Without `hashes` no file is read: sizes alone are looked at.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         files = dict(manifest["files"])
@@ -59,7 +62,7 @@ def damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != facts["bytes"]:
             return f"{name} has {file.stat().st_size} bytes, {facts['bytes']} expected"
-        if _hash(file) != facts["sha256"]:
+        if hashes and _hash(file) != facts["sha256"]:
             return f"{name} does not have the hash of the manifest"
     return None
 

@@ -33,11 +33,12 @@ def choose(groups: Sequence[Group], *, step: int | None, order: Literal["best", 
     chosen = [group for group in groups if step is None or group["step"] == step]
     if order is None:
         return chosen
-    graded = [group for group in chosen if _mean_reward(group) is not None]
-    return sorted(graded, key=lambda group: _mean_reward(group) or 0.0, reverse=order == "best")
+    graded = [group for group in chosen if mean_reward(group) is not None]
+    return sorted(graded, key=lambda group: mean_reward(group) or 0.0, reverse=order == "best")
 
 
-def _mean_reward(group: Group) -> float | None:
+def mean_reward(group: Group) -> float | None:
+    """Return the mean reward of the answers of a group; None where none has one."""
     rewards = [float(c["reward"]) for c in _completions(group) if c.get("reward") is not None]
     return sum(rewards) / len(rewards) if rewards else None
 
@@ -50,7 +51,7 @@ def _completions(group: Group) -> list[dict[str, Any]]:
 
 def as_text(group: Group) -> str:
     """Return a group as lines that a person reads."""
-    mean = _mean_reward(group)
+    mean = mean_reward(group)
     heading = f"step {group['step']}, mean reward {_number(mean)}"
     origin = f"  ({group['origin']})" if group.get("origin") else ""
     lines = [heading + origin, _indented(str(group.get("prompt", "")))]

@@ -54,7 +54,7 @@ class View:
         for event in read_events(run):
             if event.get("kind") in ("train", "eval") and "step" in event:
                 _add(series, event)
-        return cls(series, _objective(run))
+        return cls(series, objective_of(run))
 
     @property
     def judged(self) -> int:
@@ -104,7 +104,8 @@ def _add(series: dict[str, Series], event: dict[str, Any]) -> None:
             found.values.append(float(value))
 
 
-def _objective(run: Path) -> str:
+def objective_of(run: Path) -> str:
+    """Return the name of the objective in config.yaml; an empty text where none is named."""
     import yaml
 
     path = run / "config.yaml"
