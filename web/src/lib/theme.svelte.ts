@@ -24,8 +24,9 @@ export const theme = {
 /** How much space there is around things. */
 export type Density = "roomy" | "dense";
 
-let spacing = $state<Density>(localStorage.getItem("density") === "dense" ? "dense" : "roomy");
-document.documentElement.dataset["density"] = spacing;
+const keptDensity: Density = localStorage.getItem("density") === "dense" ? "dense" : "roomy";
+let spacing = $state<Density>(keptDensity);
+document.documentElement.dataset["density"] = keptDensity;
 
 export const density = {
   get now(): Density {
