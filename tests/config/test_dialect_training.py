@@ -44,8 +44,9 @@ def test_optimizers_for_whole_weights() -> None:
 def test_optimizers_that_are_not_here_say_why() -> None:
     assert "cannot clip the gradient" in refused(optim="lomo")
     assert "cannot" not in refused(optim="adamm")
-    assert "whole layers take turns" in refused(use_badam=True, badam_mode="ratio")
-    assert read(use_badam=True, badam_mode="layer").train.optim == "badam"
+    assert read(use_badam=True, badam_mode="layer").train.badam_switch_interval == 50
+    assert read(use_badam=True, badam_mode="ratio").train.badam_switch_interval == 100
+    assert read(use_badam=True, badam_mode="ratio", badam_switch_interval=7).train.badam_switch_interval == 7
 
 
 @pytest.mark.parametrize("name", ["galore", "apollo"])

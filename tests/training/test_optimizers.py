@@ -156,6 +156,34 @@ def test_badam_is_adam_on_one_block_at_a_time() -> None:
     torch.testing.assert_close(every[1].detach(), -RATE * both)
 
 
+@pytest.mark.parametrize("scattered", [False, True])
+def test_badam_on_a_share_of_every_parameter_by_hand(scattered: bool) -> None:
+    """Half of 110 entries learn for two steps, then the other half, with a fresh state; at last the first again."""
+    grads = gradients(10, 11, steps=6)
+    order = torch.randperm(110, generator=torch.Generator().manual_seed(0)) if scattered else torch.arange(110)
+    expected = []
+    for turn, half in enumerate((order[:55], order[55:], order[:55])):
+        own = [grad.view(-1)[half] for grad in grads[2 * turn : 2 * turn + 2]]
+        for update in adam_by_hand(own):
+            expected.append(torch.zeros(110, dtype=torch.float64))
+            expected[-1][half] = update
+    facts = {"interval": 2, "share": 0.5, "scattered": scattered}
+    found = updates(grads, rule="adam_on_part", **facts)
+    assert_same(found, [each.view(10, 11) for each in expected])
+
+
+def test_shares_go_round_and_small_parameters_learn_whole() -> None:
+    """40 of 120 entries and then 40 more, three turns; a share of 0.7 begins again at the front; 24 entries are few."""
+    ones = [torch.ones(10, 12)] * 4
+    for share, expected in ((1 / 3, [40, 40, 40, 40]), (0.7, [84, 84, 84, 84])):
+        seen = [update != 0 for update in updates(ones, rule="adam_on_part", interval=1, share=share, scattered=False)]
+        assert [int(each.sum()) for each in seen] == expected
+        assert (seen[0] | seen[1] | seen[2]).all()
+    assert bool(seen[1].view(-1)[0])
+    (whole,) = updates([torch.ones(4, 6)], rule="adam_on_part", interval=-1, share=0.1, scattered=True)
+    assert (whole != 0).all()
+
+
 def test_orders() -> None:
     assert [Order("descending", 3, None, 0)(turn) for turn in range(4)] == [2, 1, 0, 2]
     assert [Order("fixed", 3, 2, 0)(turn) for turn in range(3)] == [2, 2, 2]
@@ -203,6 +231,13 @@ def test_who_has_which_rule(tiny) -> None:
     assert blocks["model.embed_tokens.weight"] == 320
     with pytest.raises(ConfigError, match=r"galore_target: linear layer 'q_prj' is not in this model"):
         rules("galore_adamw", galore_target=("q_prj",))
+    in_parts = TrainConfig(optim="badam", badam_mode="ratio", weight_decay=0.1)
+    optimizer = make_optimizer(in_parts, parameters, model=model)
+    assert {group["rule"] for group in optimizer.param_groups} == {"adam_on_part"}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+    still = {name for name, p in parameters.items() if not p.requires_grad}
+    assert still == {"model.embed_tokens.weight", "lm_head.weight"}
+    model.requires_grad_(True)
     with pytest.raises(ConfigError, match="badam_start_block is 9, but 2 layers learn"):
         rules("badam", badam_start_block=9)
 
@@ -214,12 +249,13 @@ FULL = {"finetuning_type": "full"}
     {"use_galore": True, "galore_rank": 4, "galore_update_interval": 2, **FULL},
     {"use_apollo": True, "apollo_rank": 4, "apollo_update_interval": 2, **FULL},
     {"use_badam": True, "badam_switch_interval": 2, "badam_switch_mode": "random", **FULL},
+    {"use_badam": True, "badam_mode": "ratio", "badam_switch_interval": 2, "badam_mask_mode": "scatter", **FULL},
     {"use_adam_mini": True, **FULL},
     {"use_muon": True, **FULL},
     {"optim": "lion_8bit", "lora_rank": 4},
     {"optim": "ademamix_8bit", "lora_rank": 4},
     {"optim": "lion_32bit", "lora_rank": 4},
-], ids=lambda more: next(iter(more)) if "optim" not in more else more["optim"])  # fmt: skip
+], ids=lambda more: more.get("optim") or more.get("badam_mode") or next(iter(more)))  # fmt: skip
 def test_stop_and_go_on_is_bit_identical(tiny: Path, rows: Path, tmp_path: Path, monkeypatch, more: dict) -> None:
     """Also between two projections and in the middle of a block."""
 
@@ -243,4 +279,4 @@ def test_stop_and_go_on_is_bit_identical(tiny: Path, rows: Path, tmp_path: Path,
 
 
 def test_every_rule_is_tested() -> None:
-    assert set(RULES) == {"adam", "adam_mini", "galore", "apollo", "muon"}
+    assert set(RULES) == {"adam", "adam_on_part", "adam_mini", "galore", "apollo", "muon"}

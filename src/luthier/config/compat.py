@@ -216,6 +216,7 @@ PRESETS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"tuning.name": "qlora", "model.quantization_type": "fp4"}, {"model.quantization": "fp4"}),
     ({"tuning.name": "qlora"}, {"model.quantization": "nf4"}),
     ({"objective.name": "ppo"}, {"rollout.num_generations": 1}),
+    ({"train.badam_mode": "ratio"}, {"train.badam_switch_interval": 100}),
     ({"generate.do_sample": True}, {"generate.temperature": 0.95, "generate.top_p": 0.7, "generate.top_k": 50}),
 )
 """What is written -> what it sets where that is not set by name. The first that holds goes first."""

@@ -38,8 +38,6 @@ IGNORED: dict[str, str] = {
     "galore_layerwise": LAYERWISE,
     "apollo_layerwise": LAYERWISE,
     "badam_verbose": "which layer learns follows from badam_switch_mode and the step",
-    "badam_update_ratio": "it belongs to badam_mode: ratio",
-    "badam_mask_mode": "it belongs to badam_mode: ratio",
     "apollo_scale_front": "the limiter compares norms of successive updates, which a constant factor does not change",
     "dataloader_persistent_workers": "rows are packed from a memory-mapped cache; no workers are needed",
     "dataloader_prefetch_factor": "rows are packed from a memory-mapped cache; no workers are needed",
@@ -133,7 +131,6 @@ REFUSED: dict[str, str] = {
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "generation_num_beams": ((1,), "answers grow one token at a time, without beams"),
-    "badam_mode": (("layer",), "whole layers take turns here; set badam_mode: layer"),
 }
 
 YIELDS: dict[str, Any] = {"train.optim": "adamw_torch"}

@@ -105,12 +105,18 @@ class OptimizerConfig:
     """Side that is projected: std the shorter one, left rows, right columns."""
     apollo_scale_type: Literal["channel", "tensor"] = "channel"
     """One rate for each channel of a matrix (APOLLO), or for the whole of it (APOLLO-Mini)."""
+    badam_mode: Literal["layer", "ratio"] = "layer"
+    """What takes turns: decoder layers, or a share of the entries of every parameter."""
+    badam_update_ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the entries that learn at a time in badam_mode: ratio."""
+    badam_mask_mode: Literal["adjacent", "scatter"] = "adjacent"
+    """Which they are: entries in a row, or any."""
     badam_start_block: Annotated[int, Field(ge=0)] | None = None
     """Decoder layer that learns first; none takes that of the mode."""
     badam_switch_mode: Literal["ascending", "descending", "random", "fixed"] = "ascending"
     """Order in which layers learn; fixed stays at the first."""
     badam_switch_interval: Annotated[int, Field(ge=-1)] = 50
-    """Steps that a layer learns before the next one does; -1 never switches."""
+    """Steps that a layer or share learns before the next one does; -1 never switches."""
 
 
 OPTIMIZER_SETTINGS = tuple(OptimizerConfig.__dataclass_fields__)

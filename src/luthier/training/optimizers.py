@@ -20,6 +20,8 @@ State = dict[str, Any]
 NORM_GROWTH = 1.01
 """Most growth of an update's norm from one step to the next: APOLLO's limiter, arXiv:2412.05270, section 4."""
 MUON_MOMENTUM = 0.95
+LEAST_IN_PARTS = 100
+"""Entries of a parameter that learn in turns; smaller parameters learn whole."""
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
@@ -138,6 +140,32 @@ def _root(state: State, group: dict[str, Any]) -> Tensor:
     return (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])).sqrt().add_(group["eps"])
 
 
+def adam_on_part(grad: Tensor, state: State, group: dict[str, Any]) -> Tensor:
+    """Return the update of Adam on a share of the entries, 0 elsewhere; its state goes when the next ones are due.
+
+    The form of BAdam (arXiv:2404.02827) in its authors' library that takes a part of every parameter for a block.
+    """
+    turn, place = divmod(state["step"] - 1, group["interval"]) if group["interval"] > 0 else (0, state["step"] - 1)
+    if place == 0:
+        state["part"] = _part(grad, turn, state["seed"], group)
+    moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq")} if place else {}
+    own: State = {"step": place + 1, **moments}
+    update = grad.new_zeros(grad.numel())
+    update[state["part"]] = adam(grad.reshape(-1)[state["part"]], own, group)
+    state.update(exp_avg=own["exp_avg"], exp_avg_sq=own["exp_avg_sq"])
+    return update.view(grad.shape)
+
+
+def _part(grad: Tensor, turn: int, seed: int, group: dict[str, Any]) -> Tensor:
+    """Return the places of the entries that learn in a turn; the last ones are followed by the first."""
+    size = grad.numel()
+    count = size if size < LEAST_IN_PARTS else max(1, int(size * group["share"]))
+    places = (turn * count + torch.arange(count)) % size
+    if group["scattered"]:
+        places = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[places]
+    return places.to(grad.device)
+
+
 def adam_mini(grad: Tensor, state: State, group: dict[str, Any]) -> Tensor:
     """Return the update of Adam-mini (arXiv:2406.16793): one second moment for each block, the mean of its squares."""
     blocks, transposed = state.get("blocks", 1), state.get("transposed", False)
@@ -241,6 +269,7 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 RULES: dict[str, Callable[[Tensor, State, dict[str, Any]], Tensor]] = {
     "adam": adam,
+    "adam_on_part": adam_on_part,
     "adam_mini": adam_mini,
     "galore": galore,
     "apollo": apollo,

@@ -29,6 +29,8 @@ def rule_of_each(
 ) -> Callable[[str], str]:
     """Return the rule of a parameter by its name; "" where the optimizer is not ours."""
     rule = RULED.get(config.optim)
+    if _in_parts(config):
+        rule = "adam_on_part"
     if rule is None:
         return lambda _: ""
     chosen = _CHOICES.get(rule, _every)(config, parameters, model)
@@ -48,7 +50,9 @@ def make_ruled(
     model: nn.Module | None,
 ) -> Ruled:
     """Return an optimizer of ours over groups that name their rules. Raises ConfigError for badam without layers."""
-    if config.optim == "badam":
+    if _in_parts(config):
+        _keep_tables(parameters, model)
+    elif config.optim == "badam":
         return _by_blocks(config, groups, parameters, model)
     facts = _parts(parameters, model) if config.optim == "adam_mini" else {}
     return Ruled(groups, facts)
@@ -81,7 +85,27 @@ def _apollo(c: TrainConfig) -> dict[str, Any]:
     }
 
 
-_SETTINGS: dict[str, Callable[[TrainConfig], dict[str, Any]]] = {"galore": _galore, "apollo": _apollo}
+def _parts_of(c: TrainConfig) -> dict[str, Any]:
+    if c.weight_decay:
+        say_once("badam_mode: ratio has no weight decay: entries that do not learn would only fade")
+    return {
+        "interval": c.badam_switch_interval,
+        "share": c.badam_update_ratio,
+        "scattered": c.badam_mask_mode == "scatter",
+        "weight_decay": 0.0,
+    }
+
+
+def _in_parts(c: TrainConfig) -> bool:
+    """Tell whether a share of every parameter learns at a time."""
+    return c.optim == "badam" and c.badam_mode == "ratio"
+
+
+_SETTINGS: dict[str, Callable[[TrainConfig], dict[str, Any]]] = {
+    "galore": _galore,
+    "apollo": _apollo,
+    "adam_on_part": _parts_of,
+}
 
 
 # ---- which parameters
@@ -130,6 +154,16 @@ def _tables(model: nn.Module | None) -> set[nn.Parameter]:
     plain = plain_model(_inner(model))
     ends = [plain.get_input_embeddings(), plain.get_output_embeddings()]
     return {p for end in ends if end is not None for p in end.parameters()}
+
+
+def _keep_tables(parameters: dict[str, nn.Parameter], model: nn.Module | None) -> None:
+    """Let embedding and head stay as they are, which BAdam does not learn."""
+    tables = _tables(model)
+    kept = [name for name, p in parameters.items() if p in tables]
+    for name in kept:
+        parameters[name].requires_grad_(False)
+    if kept:
+        say_once(f"badam: {', '.join(kept)} stay as they are")
 
 
 def _inner(model: nn.Module) -> nn.Module:
