@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError
-from luthier.core.log import printable
-from luthier.server.ui.failures import Refused, of_error, of_validation
+from luthier.core.log import logger, printable
+from luthier.server.ui.failures import Refused, of_error, of_system, of_validation
 from luthier.server.ui.guard import Guard
 from luthier.server.ui.static import PAGE, Static
 
@@ -86,6 +86,11 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def _(_request: Request, error: LuthierError) -> Response:
         return of_error(error)
+
+    @app.exception_handler(OSError)
+    async def _(_request: Request, error: OSError) -> Response:
+        logger.warning("%s: %s", type(error).__name__, printable(error, 300))
+        return of_error(of_system(error))
 
     @app.exception_handler(RequestValidationError)
     async def _(_request: Request, error: RequestValidationError) -> Response:

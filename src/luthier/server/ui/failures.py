@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
@@ -20,7 +21,18 @@ MOST_CHARACTERS = 1000
 """A message is cut behind so many; a reply stays below 4 KB."""
 MOST_PROBLEMS = 20
 _REPLY_BYTES = 4000
-_STATUS_OF_CODE = {"run_missing": 404, "run_locked": 409, "run_exists": 409, "disk_full": 507}
+_STATUS_OF_CODE = {
+    "run_missing": 404,
+    "run_locked": 409,
+    "run_exists": 409,
+    "job_missing": 404,
+    "job_conflict": 409,
+    "job_state": 409,
+    "job_tries": 409,
+    "queue_busy": 503,
+    "disk_full": 507,
+}
+"""Code of an error -> status of the reply, where the request alone is not to blame."""
 
 
 class Refused(LuthierError):
@@ -75,6 +87,24 @@ def of_error(error: Exception) -> JSONResponse:
         return reply(error.status, [problem], error.headers)
     code = error.code if isinstance(error, LuthierError) else "failed"
     return reply(_STATUS_OF_CODE.get(code, 422), [Problem(code=code, message=str(error) or first_line(error))])
+
+
+def of_system(error: OSError) -> Refused:
+    """Return the reply where the machine, or somebody at its files, came in between."""
+    status, code, said = _STATUS_OF_NUMBER.get(error.errno or 0, (500, "system", "the system refused it"))
+    return Refused(status, code, f"{said}: {error.strerror or type(error).__name__}")
+
+
+_FULL = (507, "disk_full", "nothing more can be written; free some space")
+_STATUS_OF_NUMBER = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.ENOENT: (404, "file_missing", "a file or folder is gone"),
+    errno.ENOTDIR: (404, "file_missing", "a folder is gone"),
+    errno.EACCES: (403, "file_denied", "this server may not do that to the file"),
+    errno.EROFS: (403, "file_denied", "the disk can only be read"),
+}
 
 
 def of_validation(error: RequestValidationError) -> JSONResponse:

@@ -86,7 +86,10 @@ def open_below(root: Path, relative: str) -> int:
     if "\0" in relative or "\\" in relative or any(part in ("", ".", "..") for part in parts):
         raise Refused(403, "path_outside", f"{printable(relative)} is no path below this folder")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refusal(error, relative) from error
     try:
         for part in parts[:-1]:
             inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)

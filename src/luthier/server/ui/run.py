@@ -20,7 +20,9 @@ import uvicorn
 from luthier.core.errors import ConfigError
 from luthier.core.log import logger, printable
 from luthier.core.paths import beside
+from luthier.runs.index import Index
 from luthier.runs.job_files import OWN
+from luthier.runs.jobs import Jobs
 from luthier.server.listen import Http, SignalledServer, listening_socket
 from luthier.server.passing import is_loopback
 from luthier.server.ui.app import make_app
@@ -28,6 +30,7 @@ from luthier.server.ui.failures import Refused, of_error
 from luthier.server.ui.roots import Roots
 from luthier.server.ui.session import Sessions, default_token_file
 from luthier.server.ui.state import State
+from luthier.server.ui.worker import Worker
 
 if TYPE_CHECKING:
     import socket
@@ -87,10 +90,6 @@ class Server(SignalledServer):
 
 def make_state(options: Options) -> State:
     """Return what the routes share. Raises ConfigError for folders that are not there, or that others may change."""
-    from luthier.runs.index import Index
-    from luthier.runs.jobs import Jobs
-    from luthier.server.ui.worker import Worker
-
     roots = Roots(_own_folder(options.runs), tuple(map(_folder, options.data)), tuple(map(_folder, options.models)))
     return State(
         roots=roots,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from luthier.core.log import first_line, say_once
+from luthier.runs.index import Index
+from luthier.runs.jobs import Jobs
+from luthier.server.ui.caches import Caches
 from luthier.server.ui.roots import Roots, Which
 from luthier.server.ui.session import Sessions
+from luthier.server.ui.worker import Worker
 
 __all__ = ["MOST_UPLOAD_BYTES", "Roots", "State", "Which"]
 
@@ -23,14 +26,16 @@ class State:
 
     roots: Roots
     sessions: Sessions
-    jobs: Any
-    index: Any
-    worker: Any
+    jobs: Jobs
+    index: Index
+    worker: Worker
     allow_remote_code: bool = False
     """Said on the command line; never by the page or a file."""
     max_upload_bytes: int = MOST_UPLOAD_BYTES
     host: str = "127.0.0.1"
     """Address that the server listens on."""
+    caches: Caches = field(default_factory=Caches)
+    """What was read of runs lately."""
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 
