@@ -47,6 +47,8 @@ export class TrainingForm {
   notes = $state("");
   tags = $state.raw<string[]>([]);
   preset = $state.raw<Draft["preset"]>(null);
+  /** A run that goes on keeps its settings: they are only shown. */
+  frozen = $state(false);
   /** Grows with every change of the settings. */
   revision = $state(0);
   #estimated = $state(-1);
@@ -64,6 +66,8 @@ export class TrainingForm {
       this.look.problems.length > 0 &&
       Object.keys(this.look.values ?? {}).length === 0,
   );
+  /** Whether the fields cannot be edited now. */
+  readonly locked = $derived(this.unreadable || this.frozen);
   readonly estimateIsOld = $derived(this.estimate !== null && this.#estimated !== this.revision);
   readonly tuning = $derived(String(this.values["tuning"]?.["name"] ?? this.resolved["tuning"]?.["name"] ?? "lora"));
   readonly objective = $derived(
@@ -95,7 +99,7 @@ export class TrainingForm {
   }
 
   setAll(changes: Record<string, unknown>): void {
-    if (this.unreadable) return;
+    if (this.locked) return;
     let values = this.values;
     for (const [key, value] of Object.entries(changes)) values = withValue(values, key, value);
     this.#lead(values);
@@ -103,14 +107,14 @@ export class TrainingForm {
 
   /** Take another name of a shelf; the settings of the one before are kept until it is taken again. */
   choose(section: "tuning" | "objective", name: string): void {
-    if (this.unreadable || this[section] === name) return;
+    if (this.locked || this[section] === name) return;
     this.#aside[`${section}.${this[section]}`] = this.values[section] ?? {};
     this.#lead({ ...this.values, [section]: { ...this.#aside[`${section}.${name}`], name } });
   }
 
   /** Take the values of a preset; those that another one set before go, unless somebody changed them. */
   take(name: string, preset: Values): void {
-    if (this.unreadable) return;
+    if (this.locked) return;
     let values = this.values;
     for (const key of keysOf(this.preset?.values ?? {})) {
       const before = valueOf(this.preset?.values ?? {}, key);
@@ -179,10 +183,12 @@ export class TrainingForm {
   /** What to start. The same settings asked for again are the same start, whatever happened to the first request. */
   job(when: NonNullable<NewJob["when"]>, resume: string | null): NewJob {
     const { name, notes, tags } = this;
-    const what = { ...this.asked(), name: name.trim(), notes, tags, when, resume };
+    const what = { ...(resume === null && this.asked()), name: name.trim(), notes, tags, when, resume };
     const of = JSON.stringify(what);
     if (this.#start.of !== of) this.#start = { id: newRequestId(), of };
-    return { ...what, request_id: this.#start.id, kind: "train" };
+    const known = this.estimate !== null && !this.estimateIsOld;
+    const options = known ? { memory_bytes: this.estimate?.peak_bytes } : {};
+    return { ...what, options, request_id: this.#start.id, kind: "train" };
   }
 
   /** It has begun: another start is another one, and there is nothing to keep. */
