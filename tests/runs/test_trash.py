@@ -21,11 +21,11 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "runs"
     for name in ("a", "b"):
         (root / name / "checkpoint-3").mkdir(parents=True)
-        (root / name / "exports/gguf").mkdir(parents=True)
+        (root / name / "export/gguf").mkdir(parents=True)
         (root / name / "status.json").write_text(json.dumps({"state": "done"}))
         (root / name / "config.yaml").write_text("model: {}\n")
         (root / name / "checkpoint-3/weights").write_bytes(b"x" * 1000)
-        (root / name / "exports/gguf/file").write_bytes(b"y" * 500)
+        (root / name / "export/gguf/file").write_bytes(b"y" * 500)
     return root
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -36,6 +37,8 @@ JOB, STATE = "job.json", "state.json"
 LARGEST_OUT_BYTES = 8 << 20
 _TAIL_BYTES = 64 << 10
 SCHEMA = 1
+_IN_THE_FOLDER = re.compile(r"((?:[\w.]+=)?)\{job\}/")
+_RUN_OR_PORT = re.compile(r"([\w.]+=)\{(run|port)\}")
 
 
 def _no_text() -> dict[str, str]:
@@ -46,8 +49,8 @@ def _no_text() -> dict[str, str]:
 class JobSpec:
     """What is to be done. The same request_id twice is one job.
 
-    In `command`, an argument that begins with `{job}/` is a file of the job's folder, one that ends in `={run}` names
-    the run directory, one that ends in `={port}` a free port.
+    In `command`, `{job}/NAME` and `key={job}/NAME` are files of the job's folder, `key={run}` is the run directory,
+    `key={port}` a free port.
     """
 
     request_id: str
@@ -175,6 +178,12 @@ class JobFile:
         share = min(1.0, done / total) if isinstance(done, int) and isinstance(total, int) and total > 0 else None
         return share, str(found.get("doing") or "")
 
+    @property
+    def wants_port(self) -> bool:
+        """Tell whether the command is given a port."""
+        found = [_RUN_OR_PORT.fullmatch(argument) for argument in self.spec.command]
+        return any(each is not None and each[2] == "port" for each in found)
+
     def command(self, root: Path, port: int | None) -> list[str]:
         """Return the command line with the places of this job filled in."""
         run = str(root / self.spec.run) if self.spec.run else ""
@@ -207,27 +216,11 @@ def create(jobs: Path, spec: JobSpec, created: float) -> JobFile | None:
     return JobFile(folder)
 
 
-def log_part(path: Path, after: int, limit: int) -> tuple[list[str], int]:
-    """Return whole lines of a log from byte `after` on, at most `limit`, and the byte behind them."""
-    if not path.exists():
-        return [], after
-    with path.open("rb") as file:
-        file.seek(min(after, path.stat().st_size))
-        lines: list[str] = []
-        at = file.tell()
-        while len(lines) < limit and (line := file.readline(1 << 20)).endswith(b"\n"):
-            lines.append(line.decode("utf-8", "replace").rstrip("\r\n"))
-            at = file.tell()
-    return lines, at
-
-
 def _filled(argument: str, folder: Path, run: str, port: int | None) -> str:
-    if "={job}/" in argument or argument.startswith("{job}/"):
-        return argument.replace("{job}", str(folder), 1)
-    if argument.endswith("={run}"):
-        return argument.removesuffix("{run}") + run
-    if argument.endswith("={port}"):
-        return argument.removesuffix("{port}") + str(port)
+    if found := _IN_THE_FOLDER.match(argument):
+        return f"{found[1]}{folder}/{argument[found.end() :]}"
+    if found := _RUN_OR_PORT.fullmatch(argument):
+        return found[1] + (run if found[2] == "run" else str(port or 0))
     return argument
 
 

@@ -68,6 +68,10 @@ class Jobs:
         line = self._line(self.files()) if job.now.state in WAITING else {}
         return view(job, self.root, *line.get(id, (None, "")))
 
+    def find(self, request_id: str) -> JobView | None:
+        """Return the job that was made of a request; None where there is none."""
+        return self.get(request_id) if any(job.id == request_id for job in self.files()) else None
+
     def for_run(self, run: str) -> JobView | None:
         """Return the newest job that trains a run; None where it was begun elsewhere."""
         found = [job for job in self.files() if job.spec.kind == "train" and job.spec.run == run]
@@ -169,7 +173,7 @@ class Jobs:
         return [job.id for job in chosen]
 
     def _launch(self, job: JobFile) -> None:
-        port = _free_port() if any(each.endswith("={port}") for each in job.spec.command) else None
+        port = _free_port() if job.wants_port else None
         now = replace(job.now, state="starting", reason="", launches=job.now.launches + 1, launched=time.time(),
                       port=port, process=None)  # fmt: skip
         job.write(now)

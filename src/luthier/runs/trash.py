@@ -50,7 +50,7 @@ class Entry:
 def contents(run: Path) -> Contents:
     """Count what lies in a folder; links count as themselves."""
     found = sizes_below(run)
-    exports = run / "exports"
+    exports = run / "export"
     names = sorted(each.name for each in exports.iterdir()) if exports.is_dir() and not exports.is_symlink() else []
     return Contents(sum(found), len(found), len(list_checkpoints(run)), names)
 

@@ -178,7 +178,7 @@ def _code_of(config: RunConfig) -> Iterator[Problem]:
         yield Problem(code="remote_code", message=f"allow_remote_code: true {_REMOTE}", field="model.allow_remote_code")
     for key, parts in (("rewards", config.rollout.rewards), ("environment", [config.rollout.environment])):
         for part in parts:
-            name = str(part.get("name", "") if isinstance(part, dict) else part or "")
+            name = str(part.get("name", "") if isinstance(part, dict) else getattr(part, "name", part) or "")
             if ":" in name:
                 yield Problem(code="remote_code", message=f"{key}: {printable(name)} {_REMOTE}", field=f"rollout.{key}")
 
