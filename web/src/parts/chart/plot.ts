@@ -129,7 +129,7 @@ export class Plot {
       width: this.host.clientWidth,
       height: this.height,
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       cursor: {
         drag: { x: true, y: false, setScale: false },
         points: { show: false },

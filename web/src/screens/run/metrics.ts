@@ -10,6 +10,9 @@ export interface ChartPlan {
   linear?: boolean;
 }
 
+/** Ticks that lie close together are told apart. */
+const gigabytes = (value: number) => (value >= 1e9 ? `${number(value / 1e9, 5)} GB` : bytes(value));
+
 const MAIN: ChartPlan[] = [
   { id: "loss", metrics: ["loss", "eval_loss"], show: number },
   { id: "reward", metrics: ["reward", "reward_std", "eval_reward"], show: number, linear: true },
@@ -24,7 +27,7 @@ const MAIN: ChartPlan[] = [
   { id: "rate", metrics: ["learning_rate"], show: number },
   { id: "norm", metrics: ["grad_norm"], show: number },
   { id: "speed", metrics: ["tokens_per_second"], show: number },
-  { id: "memory", metrics: ["peak_memory_bytes"], show: bytes, linear: true },
+  { id: "memory", metrics: ["peak_memory_bytes"], show: gigabytes, linear: true },
 ];
 
 /** Shown as numbers elsewhere, or only there to compute with. */
