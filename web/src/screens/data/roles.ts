@@ -8,15 +8,24 @@ export const ROLES: Record<string, Record<string, string>> = {
     history: "history",
     chosen: "chosen",
     rejected: "rejected",
+    kto_tag: "kto_tag",
     tools: "tools",
   },
-  sharegpt: { messages: "conversations", system: "system", chosen: "chosen", rejected: "rejected", tools: "tools" },
+  sharegpt: {
+    messages: "conversations",
+    system: "system",
+    chosen: "chosen",
+    rejected: "rejected",
+    kto_tag: "kto_tag",
+    tools: "tools",
+  },
   openai: {
     messages: "messages",
     prompt: "prompt",
     completion: "completion",
     chosen: "chosen",
     rejected: "rejected",
+    kto_tag: "kto_tag",
     tools: "tools",
   },
   text: { prompt: "text" },
@@ -32,7 +41,7 @@ export function entryOf(
   const chosen = Object.fromEntries(Object.entries(columns).filter(([, column]) => column));
   return {
     ...rest,
-    ...(format !== "auto" && { formatting: format }),
+    formatting: format,
     ...(Object.keys(chosen).length && { columns: chosen }),
   };
 }
