@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding, Level, RowError
-from luthier.core.log import logger
+from luthier.core.log import logger, progress
 from luthier.core.paths import cache_folder
 from luthier.core.types import Example, Message, RowKind, Segment, Unit
 from luthier.data.audit import AuditReport
@@ -231,6 +231,7 @@ def _tokenize(sources: list[Source], preparer: Preparer) -> tuple[UnitStore, Aud
     for index, source in enumerate(sources):
         for row in read_rows(source):
             units = preparer.unit_of(row, source, report)
+            progress(report.rows, None, f"reading rows of {source.name}")
             report.trained_rows += bool(units)
             for unit in units:
                 builder.add(unit, index)

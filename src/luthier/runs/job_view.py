@@ -73,5 +73,5 @@ def _progress(job: JobFile, root: Path) -> tuple[float | None, str]:
         step, total = status.get("step"), status.get("total")
         if isinstance(step, int) and isinstance(total, int) and total > 0:
             share = min(1.0, step / total)
-        doing = doing or str(status.get("state") or "")
+        doing = str(status.get("state") or "") or doing  # before there is a status it reads rows
     return share, doing

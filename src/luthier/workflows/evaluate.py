@@ -12,7 +12,7 @@ from luthier.config.load import dump
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError, RunError
-from luthier.core.log import logger
+from luthier.core.log import logger, progress
 from luthier.core.paths import write_whole
 from luthier.evaluation import results
 from luthier.evaluation.kind import Evaluation, Kind
@@ -209,8 +209,9 @@ def _measure_job(job: Job, kinds: Mapping[str, Kind], bases: dict[str, Evaluatio
 def measure(kinds: Mapping[str, Kind], subject: Subject) -> Evaluation:
     """Let every kind measure a model."""
     evaluation = Evaluation(subject.name)
-    for name, kind in kinds.items():
+    for number, (name, kind) in enumerate(kinds.items()):
         logger.info("%s: %s", subject.name, name)
+        progress(number, len(kinds), f"{subject.name}: {name}")
         evaluation.outcomes[name] = kind.measure(subject)
     evaluation.predictions = subject.memo.get("answers", [])
     return evaluation

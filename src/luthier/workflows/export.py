@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ConfigError, ExportError, LuthierError, RunError
-from luthier.core.log import logger
+from luthier.core.log import logger, progress
 from luthier.core.paths import beside, sync_folder, write_whole
 from luthier.export.card import write_card
 from luthier.export.verify.report import Report
@@ -57,7 +57,11 @@ def export_model(config: RunConfig) -> list[Exported]:
         if error is not None:
             logger.info("%s is left out: %s", name, error)
     jobs = [(name, _target(config, name)) for name in forms if obstacles[name] is None]
-    return [_export(config, name, target) for name, target in jobs]
+    done: list[Exported] = []
+    for name, target in jobs:
+        progress(len(done), len(jobs), f"writing {name}, then reading it back")
+        done.append(_export(config, name, target))
+    return done
 
 
 def _obstacle(form: Form, config: RunConfig) -> LuthierError | None:
