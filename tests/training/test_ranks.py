@@ -18,7 +18,9 @@ WATCHED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", ["sft", "dpo", "dpo\nprecompute_reference: false", "kto"], ids=["sft", "dpo", "dpo-on-the-fly", "kto"]
+    "stage",
+    ["sft", "dpo\npref_bco_weight: 1.0", "dpo\nprecompute_reference: false", "kto"],
+    ids=["sft", "dpo-bco", "dpo-on-the-fly", "kto"],
 )
 def test_two_processes_equal_one(tiny: Path, rows: Path, pairs: Path, tmp_path: Path, jobs: Jobs, stage: str) -> None:
     rows = rows if stage == "sft" else pairs
@@ -53,7 +55,7 @@ def test_two_processes_equal_one(tiny: Path, rows: Path, pairs: Path, tmp_path: 
     [
         "stage: grpo\ncut_off: mask\nmax_completion_length: 200\ncutoff_len: 320",
         "stage: dapo\nmax_resample_rounds: 2",
-        "stage: ppo\nscore_scaling: true\nrollout_epochs: 2",
+        "stage: ppo\nscore_scaling: true\nppo_whiten_rewards: true\nrollout_epochs: 2",
     ],
     ids=["grpo-masked", "dapo", "ppo"],
 )

@@ -39,8 +39,8 @@ class Dpo(PairSettings):
     With a bco_weight w, rewards r = beta (log p - log ref) are also told apart by a threshold d, as binary classifier
     optimization does it (arXiv:2404.04656): b = -log sigmoid(r(chosen) - d) - log sigmoid(d - r(rejected)), and the
     loss of a pair is (loss + w b) / (1 + w). The threshold is the mean reward of all answers of one update, over every
-    rank, before it and without a gradient, so that it depends on the weights alone; others take the mean over all
-    batches since the run began, which is slow to forget what the first weights said.
+    rank (while evaluating of one batch), before it and without a gradient, so that it depends on the weights alone;
+    others take the mean over all batches since the run began, which is slow to forget what the first weights said.
     """
 
     beta: Annotated[float, Field(gt=0)] = 0.1
