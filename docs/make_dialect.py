@@ -44,6 +44,9 @@ DIFFERENCES = """
 | `output_dir` that holds a run | written over with `overwrite_output_dir` | moved aside with it |
 | rows that cannot be trained on | skipped with a warning | refused by name, or skipped and counted with `bad_rows: skip` |
 | `ppo` | answers drawn by `temperature`, `top_p`, `top_k` | one answer to a prompt and `max_new_tokens` as there; drawn by `rollout_temperature` (1) and `rollout_top_p` (1), because what is learned from is the whole distribution |
+| `pref_bco_weight` | the threshold is the mean reward since the run began | that of the optimizer step, so a resumed run needs no memory of it |
+| `galore_layerwise`, `apollo_layerwise` | each layer is updated inside the backward pass | the same update at the step, after `max_grad_norm` |
+| `deepspeed`, `fsdp` | spread the memory of a run over processes | left out: every process holds the whole model unless accelerate is told otherwise |
 | `export` | unverified | read back, run and compared; `export_verify: false` leaves that out |
 
 ## Files that scripts read afterwards
