@@ -201,6 +201,10 @@ class Index:
         found = self._ask("SELECT DISTINCT value FROM runs, json_each(runs.tags) ORDER BY value")
         return [str(value) for (value,) in found]
 
+    def stamps(self) -> dict[str, tuple[str, str]]:
+        """Return id -> what changes when its files do, and its state, as of the last look at the folders."""
+        return self._table.stamps()
+
     def bytes(self) -> int:
         """Return the bytes of all runs, as far as they have been measured."""
         return int(self._ask("SELECT coalesce(sum(bytes), 0) FROM runs")[0][0])

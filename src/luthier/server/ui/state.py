@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from luthier.core.log import first_line, say_once
 from luthier.runs.index import Index
 from luthier.runs.jobs import Jobs
+from luthier.runs.trash import purge
 from luthier.server.ui.caches import Caches
 from luthier.server.ui.roots import Roots, Which
 from luthier.server.ui.session import Sessions
@@ -55,6 +56,7 @@ class State:
         while not self.closing.wait(TICK_SECONDS):
             try:
                 self.jobs.tick()
+                purge(self.roots.runs)
             except Exception as error:  # noqa: BLE001  a full disk or a folder that is gone must not end the queue
                 say_once(f"jobs could not be looked at: {first_line(error)}")
 
