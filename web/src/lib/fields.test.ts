@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { FormField } from "./api/shapes";
-import { belongs, found, read, show, textWithoutSecrets, toYaml, withoutSecrets, withValue } from "./fields";
+import { belongs, fieldsFor, found, read, show, textWithoutSecrets, toYaml, withoutSecrets, withValue } from "./fields";
 
 const field = (changes: Partial<FormField>): FormField => ({
   key: "train.learning_rate",
@@ -56,6 +56,18 @@ describe("texts of fields", () => {
     expect(belongs(field({ key: "tuning.rank", only: ["lora"] }), "full", "lora")).toBe(false);
     expect(belongs(field({ key: "objective.beta", only: ["dpo"] }), "full", "dpo")).toBe(true);
     expect(belongs(field({}), "full", "sft")).toBe(true);
+  });
+
+  it("shows settings of answers only where answers earn rewards", () => {
+    const objectives = [
+      { name: "sft", help: "", goal: "teach" },
+      { name: "grpo", help: "", goal: "reward" },
+    ];
+    const shelf = { fields: [field({}), field({ key: "rollout.rewards" })], groups: {}, objectives, tunings: [] };
+    const keys = (objective: string) =>
+      fieldsFor({ ...shelf, templates: [], formats: [] }, "lora", objective).map((each) => each.key);
+    expect(keys("sft")).toEqual(["train.learning_rate"]);
+    expect(keys("grpo")).toEqual(["train.learning_rate", "rollout.rewards"]);
   });
 
   it("finds by all words, in name, label and help", () => {

@@ -1,5 +1,5 @@
 /** Settings as texts of a form: what somebody types becomes a value, and a value a text. */
-import type { FormField, Values } from "./api/shapes";
+import type { Form, FormField, Values } from "./api/shapes";
 
 type Kind = FormField["kind"];
 type Read = (text: string) => unknown;
@@ -94,6 +94,14 @@ export const same = (a: unknown, b: unknown): boolean => JSON.stringify(a ?? nul
 export function belongs(field: FormField, tuning: string, objective: string): boolean {
   if (!field.only?.length) return true;
   return field.only.includes(field.key.startsWith("tuning.") ? tuning : objective);
+}
+
+/** The settings that count for a method: those of answers while training only where such answers earn rewards. */
+export function fieldsFor(shelf: Form, tuning: string, objective: string): FormField[] {
+  const earns = shelf.objectives.find((each) => each.name === objective)?.goal === "reward";
+  return shelf.fields.filter(
+    (field) => belongs(field, tuning, objective) && (earns || !field.key.startsWith("rollout.")),
+  );
 }
 
 /** Whether all words of a search stand in the name, the label or the help of a setting. */

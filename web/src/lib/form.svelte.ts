@@ -55,6 +55,7 @@ export class TrainingForm {
   #timers: Record<string, ReturnType<typeof setTimeout>> = {};
   #aborts: Record<string, AbortController> = {};
   #aside: Record<string, Record<string, unknown>> = {};
+  #unsaved = false;
   #start = { id: "", of: "" };
 
   constructor(private readonly draft: string) {}
@@ -195,6 +196,7 @@ export class TrainingForm {
   started(): void {
     this.#start = { id: "", of: "" };
     clearTimeout(this.#timers["save"]);
+    this.#unsaved = false;
     localStorage.removeItem(this.draft);
   }
 
@@ -209,7 +211,14 @@ export class TrainingForm {
 
   save(): void {
     clearTimeout(this.#timers["save"]);
-    this.#timers["save"] = setTimeout(() => this.#save(), SAVE_AFTER);
+    this.#unsaved = true;
+    this.#timers["save"] = setTimeout(() => this.flush(), SAVE_AFTER);
+  }
+
+  /** Keep at once what is to be kept: the page goes away. */
+  flush(): void {
+    if (this.#unsaved) this.#save();
+    this.#unsaved = false;
   }
 
   async estimateNow(): Promise<void> {
@@ -226,6 +235,7 @@ export class TrainingForm {
   }
 
   close(): void {
+    this.flush();
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
     for (const abort of Object.values(this.#aborts)) abort.abort();
   }
