@@ -10,7 +10,7 @@ MASK = "***"
 
 _WORDS = "token|secret|password|passwd|passphrase|authorization|credentials?|cookie"
 _KEYED = "api|access|private|secret|signing|encryption|auth|account|license|licence|service|master|client|subscription"
-_NAME = rf"(?:[A-Za-z0-9]+[_-])*?(?:(?:{_KEYED})[_-]?keys?|{_WORDS})(?:[_-](?:id|value|key|str|string))?"
+_NAME = rf"(?:[A-Za-z0-9]{{1,40}}[_-]){{0,8}}?(?:(?:{_KEYED})[_-]?keys?|{_WORDS})(?:[_-](?:id|value|key|str|string))?"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _INNOCENT_NAMES = re.compile(
     r"(?:(?:bos|eos|eot|pad|unk|sep|cls|mask|image|stop|end|start|special|new|add|max|min|num|tool|audio|video|think|"
@@ -46,7 +46,7 @@ _BLOCK = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----
 _IN_ADDRESS = re.compile(r"(?<=://)([^\s/:@]*):([^\s/@]+)@")
 _BEARER = re.compile(r"\b(Bearer|Basic)[ \t]+(?=[A-Za-z0-9._~+/-]*[0-9._~+/-])[A-Za-z0-9._~+/-]{8,}=*", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    rf"""(?<![A-Za-z0-9_])(?P<name>["']?(?P<bare>{_NAME})["']?)(?P<gap>[ \t]*(?:=|:)[ \t]*(?:\n[ \t]*(?=["']))?)"""
+    rf"""(?<![A-Za-z0-9_-])-{{0,2}}["']?(?P<name>{_NAME})["']?[ \t]*(?:=|:)[ \t]*(?:\n[ \t]*(?=["']))?"""
     r"""(?P<value>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^\s"',;&}\])]+)""",
     re.IGNORECASE,
 )
@@ -85,12 +85,12 @@ def _masked(text: str) -> str:
 def _assigned(found: re.Match[str]) -> str:
     value = found["value"].strip("\"'")
     innocent = (
-        _INNOCENT_NAMES.fullmatch(found["bare"]) or value.lower() in _EMPTY or value.lower() in ("bearer", "basic")
+        _INNOCENT_NAMES.fullmatch(found["name"]) or value.lower() in _EMPTY or value.lower() in ("bearer", "basic")
     )
     if innocent or _is_number(value) or _is_prose(found, value):
         return found[0]
     quote = found["value"][0] if found["value"][0] in "\"'" else ""
-    return f"{found['name']}{found['gap']}{quote}{MASK}{quote}"
+    return found[0][: found.start("value") - found.start()] + f"{quote}{MASK}{quote}"
 
 
 def _is_prose(found: re.Match[str], value: str) -> bool:
