@@ -27,7 +27,7 @@ export const en = {
   exitCode: "exit code {code}",
   tries: "try {n}",
   isHeld: "Held: it begins after it was released.",
-  waitsBecause: "Waits because {reason}.",
+  waitsBecause: "Waits: {reason}.",
   moved: "{name} is at place {n} now.",
   up: "{name}: earlier",
   down: "{name}: later",
