@@ -19,6 +19,7 @@ from luthier.cli.convert import convert
 from luthier.cli.data import data_app
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
+from luthier.cli.queue import queue_app
 from luthier.cli.runs import runs_app
 from luthier.cli.serve import keys_app, serve
 from luthier.cli.ui import ui
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
+app.add_typer(queue_app, name="queue")
 app.add_typer(keys_app, name="keys")
 
 

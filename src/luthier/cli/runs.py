@@ -1,4 +1,4 @@
-"""luthier runs: list, show, compare, tail."""
+"""luthier runs: list, show, compare, tail; search; names, notes and tags; delete and bring back."""
 
 from __future__ import annotations
 
@@ -162,6 +162,193 @@ def tail(
             return
         time.sleep(0.5)
         events = [event for event in read_events(run) if event["seq"] > last]
+
+
+# ---- all of them at once
+
+Root = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
+RUNS = Path("runs")
+
+
+def _index(root: Path) -> Any:
+    from luthier.core.errors import RunError
+    from luthier.runs.index import Index
+
+    if not root.expanduser().is_dir():
+        raise RunError(f"{root} is no folder; --runs names the folder of runs", code="run_missing")
+    return Index(root.expanduser().resolve())
+
+
+@runs_app.command()
+def search(
+    text: Annotated[list[str] | None, typer.Argument(help="Words, and settings such as rank:16; all of them.")] = None,
+    state: Annotated[str, typer.Option(help="States, with commas between them.")] = "",
+    objective: Annotated[str, typer.Option(help="Objectives, with commas between them.")] = "",
+    tag: Annotated[str, typer.Option(help="Tags, with commas between them.")] = "",
+    archived: Annotated[bool, typer.Option("--archived", help="Those that are archived, too.")] = False,
+    sort: Annotated[
+        str, typer.Option(help="Column: created, updated, name, loss, best, seconds, bytes, ...")
+    ] = "created",
+    ascending: Annotated[bool, typer.Option("--ascending", help="The smallest first.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs to show.")] = 50,
+    runs: Root = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Find runs by name, notes, tags, model, data and settings, the newest first."""
+    from dataclasses import asdict
+
+    from luthier.cli import show
+
+    index = _index(runs)
+    index.refresh()
+    found, total = index.search(
+        " ".join(text or []), state=state, objective=objective, tag=tag, archived=None if archived else False,
+        sort=sort, descending=not ascending, count=limit,
+    )  # fmt: skip
+    if json:
+        show.as_json(runs=[asdict(row) for row in found], total=total)
+        return
+    rows = [(row.id, row.name, row.state, row.objective, f"{row.step}/{row.total or '?'}", _short(row.loss),
+             _short(row.best), " ".join(row.tags)) for row in found]  # fmt: skip
+    show.table(rows, ("run", "name", "state", "objective", "step", "loss", "best", "tags"))
+    if total > len(found):
+        print(f"\n{total - len(found)} more; --limit {total} shows all")
+
+
+@runs_app.command()
+def reindex(runs: Root = RUNS, json: AsJson = False) -> None:
+    """Make the index of runs anew from their folders."""
+    from luthier.cli import show
+
+    number = _index(runs).rebuild()
+    show.as_json(runs=number) if json else print(f"{number} runs")
+
+
+def _note(run: Path, *, json: bool, **changes: Any) -> None:
+    from dataclasses import asdict
+
+    from luthier.cli import show
+    from luthier.core.errors import RunError
+    from luthier.runs import notes
+    from luthier.runs.store import is_run
+
+    if not is_run(run):
+        raise RunError(f"{run} is no run directory (no status.json and config.yaml)", code="run_missing")
+    found = notes.change(run, **changes) if changes else notes.read(run)
+    if json:
+        show.as_json(run=str(run), **asdict(found))
+    else:
+        show.table([(key, ", ".join(value) if key == "tags" else value) for key, value in asdict(found).items()],
+                   (run.name, ""))  # fmt: skip
+
+
+@runs_app.command()
+def tag(
+    run: Run,
+    tags: Annotated[list[str] | None, typer.Argument(help="Tags to add; none shows them.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Tag to take away; repeat.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Add tags to a run, or take them away."""
+    from luthier.runs import notes
+
+    kept = [each for each in notes.read(run).tags if each not in (remove or [])]
+    changes = {"tags": [*kept, *(tags or [])]} if tags or remove else {}
+    _note(run, json=json, **changes)
+
+
+@runs_app.command()
+def note(
+    run: Run,
+    text: Annotated[str | None, typer.Argument(help="Notes that take the place of the old ones.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Write notes about a run, or show them."""
+    _note(run, json=json, **({} if text is None else {"notes": text}))
+
+
+@runs_app.command()
+def rename(
+    run: Run, name: Annotated[str, typer.Argument(help="Name to show; the folder keeps its own.")], json: AsJson = False
+) -> None:
+    """Give a run another name."""
+    _note(run, json=json, name=name)
+
+
+@runs_app.command()
+def archive(
+    run: Run,
+    back: Annotated[bool, typer.Option("--back", help="Show it in the list again.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Keep a run out of the list; nothing is deleted."""
+    _note(run, json=json, archived=not back)
+
+
+@runs_app.command()
+def delete(
+    run: Run,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Delete a run; for half a minute `luthier runs undelete` brings it back."""
+    from dataclasses import asdict
+
+    from luthier.cli import show
+    from luthier.core.errors import RunError
+    from luthier.runs import trash
+    from luthier.runs.job_files import ACTIVE, WAITING
+    from luthier.runs.jobs import Jobs
+    from luthier.runs.store import is_run
+
+    path = run.expanduser().absolute()
+    if not is_run(path):
+        raise RunError(f"{run} is no run directory (no status.json and config.yaml)", code="run_missing")
+    job = Jobs(path.parent).for_run(path.name)
+    if job is not None and job.state in (*WAITING, *ACTIVE):
+        raise RunError(f"job {job.id} ({job.state}) trains {run}; stop or cancel it first", code="run_locked")
+    gone = trash.contents(path)
+    if not dry_run:
+        trash.purge(path.parent)
+        trash.delete(path.parent, path.name)
+    if json:
+        show.as_json(run=str(run), done=not dry_run, **asdict(gone))
+        return
+    parts = [f"{gone.files} files", f"{gone.bytes / 1e6:.1f} MB", f"{gone.checkpoints} checkpoints", *gone.exports]
+    print(f"{run}: {', '.join(parts)}{' would go' if dry_run else ' deleted'}")
+    if not dry_run:
+        print(f"for {trash.UNDO_SECONDS:.0f} s it can be brought back: luthier runs undelete {run}")
+
+
+@runs_app.command()
+def undelete(run: Run, json: AsJson = False) -> None:
+    """Bring back a run that was deleted within the last half minute, or not emptied since."""
+    from luthier.cli import show
+    from luthier.runs import trash
+
+    path = run.expanduser().absolute()
+    back = trash.undelete(path.parent, path.name)
+    show.as_json(run=str(back)) if json else print(back)
+
+
+@runs_app.command("trash")
+def show_trash(
+    empty: Annotated[bool, typer.Option("--empty", help="Remove all of it now.")] = False,
+    runs: Root = RUNS,
+    json: AsJson = False,
+) -> None:
+    """List what was deleted and is not removed yet; remove what was deleted more than half a minute ago."""
+    from luthier.cli import show
+    from luthier.runs import trash
+
+    removed = trash.purge(runs, 0.0 if empty else trash.UNDO_SECONDS)
+    left = trash.entries(runs)
+    if json:
+        show.as_json(removed=removed, runs=[{"run": each.run, "undo_until": each.undo_until} for each in left])
+        return
+    for each in left:
+        print(each.run)
+    print(f"{removed} removed")
 
 
 def _short(value: Any) -> str:
