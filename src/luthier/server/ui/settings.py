@@ -36,6 +36,7 @@ PATHS: dict[str, tuple[Which, ...]] = {
     "model.ref_model": ("models",),
     "model.ref_model_adapters": ("models",),
     "rollout.reward_model": ("models",),
+    "rollout.reward_model_adapters": ("models",),
     "rollout.critic_model": ("models",),
     "data.dataset": ("data",),
     "data.eval_dataset": ("data",),
@@ -163,11 +164,13 @@ def _named_code(raw: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Pr
     """Yield what would import a module while settings are read: names of shelves of the form module:attribute."""
     given = list(raw.items()) + [(key.removeprefix("--").strip(), value) for key, _, value in
                                  (text.partition("=") for text in overrides)]  # fmt: skip
-    for section in SHELVES:
+    for section in (*SHELVES, "model"):
         inner = raw.get(section)
         given += [(f"{section}.{key}", value) for key, value in inner.items()] if isinstance(inner, dict) else []
     for key, value in given:
         dotted = compat.RENAMED.get(str(key), str(key))
+        if dotted.removeprefix("model.") == "new_special_tokens_config" and isinstance(value, str):
+            yield Problem(code="path_outside", message=f"{key}: give the words themselves, not a file", field=dotted)
         if dotted.removesuffix(".name") in SHELVES and isinstance(value, str) and ":" in value:
             yield Problem(code="remote_code", message=f"{key}: {printable(value)} {_REMOTE}", field=dotted)
 

@@ -24,12 +24,12 @@ from luthier.data.registry_file import REGISTRY_FILE, open_shelf
 from luthier.server.ui.failures import Refused, missing
 from luthier.server.ui.sets import is_name
 from luthier.server.ui.shapes.common import Ok
+from luthier.server.ui.shapes.data import DataSet
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from luthier.server.ui.roots import Roots
-    from luthier.server.ui.shapes.data import DataSet
     from luthier.server.ui.state import State
 
 TYPES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
@@ -201,7 +201,7 @@ def routes(state: State) -> APIRouter:
     """Take files in, and remove them."""
     router = APIRouter(tags=["data"], prefix="/data/uploads")
 
-    @router.put("/{name}", summary="Upload a file of rows; the body is the file")
+    @router.put("/{name}", summary="Upload a file of rows; the body is the file", response_model=DataSet)
     async def upload(name: str, request: Request) -> DataSet:
         from luthier.server.ui.data import list_sets
 

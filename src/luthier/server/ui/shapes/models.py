@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from luthier.server.ui.shapes.common import Shape
+from pydantic import Field
+
+from luthier.server.ui.shapes.common import Asked, Shape
 
 
 class ModelRow(Shape):
@@ -51,3 +53,27 @@ class Servings(Shape):
     """All of them."""
 
     servings: list[Serving]
+
+
+class TemplateFit(Shape):
+    """Chat templates for a model."""
+
+    own: bool
+    """Its tokenizer brings one."""
+    fitting: list[str]
+    """Names of those that its family is used with."""
+
+
+class Turn(Asked):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = Field(max_length=1_000_000)
+
+
+class PromptAsked(Asked):
+    """A conversation whose exact tokens to show."""
+
+    messages: list[Turn] = Field(max_length=1000)
+    model: str = ""
+    """Of several that are served, which; the first one by default."""
