@@ -1,4 +1,5 @@
 export const en = {
+  away: "The server does not answer; see whether `luthier ui` still runs.",
   page: "This page",
   pageHelp: "Kept in this browser. Animations follow the system's setting for reduced motion.",
   language: "Language",
@@ -51,6 +52,7 @@ export const en = {
 };
 
 export const zh: typeof en = {
+  away: "服务器没有响应;请确认 `luthier ui` 仍在运行。",
   page: "页面",
   pageHelp: "仅保存在本浏览器中。动画效果遵循系统的“减少动态效果”设置。",
   language: "语言",
