@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError
 from luthier.core.log import logger, printable
-from luthier.server.ui.failures import Refused, of_error, of_system, of_validation
+from luthier.server.ui.failures import Refused, leaves_unread, of_error, of_system, of_validation
 from luthier.server.ui.guard import Guard
 from luthier.server.ui.static import PAGE, Static
 
@@ -85,6 +85,8 @@ def make_app(state: State) -> FastAPI:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def _(_request: Request, error: LuthierError) -> Response:
+        if leaves_unread(error):
+            raise error
         return of_error(error)
 
     @app.exception_handler(OSError)

@@ -56,6 +56,11 @@ class Refused(LuthierError):
         self.headers = dict(headers or {})
 
 
+def leaves_unread(error: Exception) -> bool:
+    """Tell whether the body of a request was not read to its end, so that its connection carries no other one."""
+    return isinstance(error, Refused) and error.status in (408, 413)
+
+
 def missing(what: str, name: object) -> Refused:
     """Return the reply to a question about something that is not there."""
     return Refused(404, f"{what}_missing", f"there is no {what} called {printable(name)} here")

@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.log import logger, printable
 from luthier.core.masking import mask_text
 from luthier.server.passing import LOOPBACK, Passing, host_of, is_loopback
-from luthier.server.ui.failures import Refused, of_error
+from luthier.server.ui.failures import Refused, leaves_unread, of_error
 from luthier.server.ui.session import stale
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Guard:
             passing.check_length()
             await self._app(scope, passing.receive, passing.send)
         except LuthierError as error:
-            await passing.refuse(of_error(error), unread=getattr(error, "status", 0) in (408, 413))
+            await passing.refuse(of_error(error), unread=leaves_unread(error))
         except Exception as error:  # noqa: BLE001  whatever it is, the page gets a reply that it can read
             told = mask_text("".join(traceback.format_exception(error)))[-LOG_CHARACTERS:]
             logger.error("request %s failed\n%s", passing.id, told)
