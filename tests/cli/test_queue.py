@@ -172,8 +172,10 @@ def test_a_real_training_from_the_queue(tiny: Path, rows: Path, tmp_path: Path, 
     (tmp_path / "run.yaml").write_text(
         f"model_name_or_path: {tiny}\ndataset: {rows}\nlora_rank: 4\nmax_steps: 2\ndtype: float32\nthreads: 1\n"
     )
-    added = jobs.run("queue", "add", "run.yaml", "--name", "aus der Schlange", "--json", cwd=tmp_path)
+    options = ("--name", "aus der Schlange", "--request-id", "my-request", "--json")
+    added = jobs.run("queue", "add", "run.yaml", "--logging_steps", "1", *options, cwd=tmp_path)
     assert added.code == 0, added.err
+    assert added.last_json["job"]["id"] == "my-request"
     done = jobs.run("queue", "run", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     job = done.last_json["jobs"][0]

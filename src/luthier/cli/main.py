@@ -229,7 +229,8 @@ def main() -> None:
 
 def _options(command: Any) -> frozenset[str]:
     names = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
-    return frozenset({*names, "--help"})
+    inner = [_options(each) for each in getattr(command, "commands", {}).values()]
+    return frozenset({*names, "--help"}).union(*inner)
 
 
 def _stop_before_training(number: int, _frame: object) -> None:

@@ -301,3 +301,31 @@ def test_a_job_that_dies_at_once_says_why(page: Page, settings: dict[str, Any]) 
     assert "rows.jsonl" in job["error"]["message"]
     assert any("rows.jsonl" in line for line in job["log_tail"])
     assert page.state.index.row(job["run"]).state in ("never started", "failed")
+
+
+@pytest.mark.slow
+def test_saved_stopped_and_gone_on_from_the_page(page: Page, settings: dict[str, Any]) -> None:
+    longer = {**settings, "train": {**settings["train"], "max_steps": 100_000, "save_steps": 100_000}}
+    page.post("/jobs", train(longer, when="now", name="long"))
+    run = page.state.roots.runs / "long"
+    early = page.http.post("/api/jobs/request-1/action", json={"action": "save"})
+    assert early.status_code == 409, "before it trains the signal would end it"
+    wait_for(lambda: page.get("/jobs/request-1")["doing"] == "running", 120)
+    job = page.post("/jobs/request-1/action", {"action": "save"})
+    assert (job["state"], job["run"], 0 <= job["progress"] < 1) == ("running", "long", True)
+    wait_for(lambda: list(run.glob("checkpoint-*")))
+    assert page.get("/jobs/request-1")["state"] == "running"
+    assert page.post("/jobs/request-1/action", {"action": "stop"})["state"] == "stopping"
+    assert page.post("/jobs/request-1/action", {"action": "stop"})["state"] in ("stopping", "stopped")
+    job = until(page, "request-1", "stopped", "failed", "crashed", "done")
+    assert (job["state"], job["exit_code"], job["reason"]) == ("stopped", 143, "stopped as asked")
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert (run / f"checkpoint-{status['step']}").is_dir()
+    page.post("/jobs", {"request_id": "request-2", "kind": "train", "resume": "long", "when": "now"})
+    wait_for(lambda: json.loads((run / "status.json").read_text()).get("step", 0) > status["step"], 120)
+    os.kill(json.loads((page.state.jobs.path("request-2") / "process.json").read_text())["pid"], signal.SIGKILL)
+    job = until(page, "request-2", "crashed", "failed", "done")
+    assert job["reason"] == "killed (by the kernel for memory, or by hand)"
+    assert page.state.index.row("long").state == "crashed"
+    assert job["log_tail"]
