@@ -25,6 +25,10 @@ export function parts(source: string): [run: string, checkpoint: string] {
   return found?.[1] && found[2] ? [found[1], found[2]] : [source, ""];
 }
 
+/** What a model is called in a list: of a folder its own name. */
+export const called = (row: ModelRow): string =>
+  row.kind === "folder" ? (row.name.split("/").filter(Boolean).at(-1) ?? row.name) : row.name;
+
 /** Models that are on this machine first, runs left out: they have a list of their own. */
 export const sorted = (found: ModelRow[]): ModelRow[] =>
   found.filter((each) => each.kind !== "run").sort((a, b) => Number(b.here) - Number(a.here));

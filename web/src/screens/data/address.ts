@@ -8,5 +8,5 @@ export const asQuery = ({ dataset, folder }: Chosen): { dataset: string; folder:
 
 /** Address of a data set; `more` is the rest of the query. */
 export function addressOf({ dataset, folder }: Chosen, more: Record<string, string> = {}): string {
-  return `/data/${encodeURIComponent(dataset)}?${new URLSearchParams({ folder, ...more }).toString()}`;
+  return `/data?${new URLSearchParams({ dataset, folder, ...more }).toString()}`;
 }

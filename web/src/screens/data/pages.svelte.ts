@@ -1,4 +1,5 @@
 /** Rows of a data set, fetched a page at a time as they come into view; far pages are forgotten. */
+import { untrack } from "svelte";
 import { get, problemsOf, Refusal } from "../../lib/api/client";
 import type { Problem, Shapes } from "../../lib/api/shapes";
 import { asQuery, type Chosen } from "./address";
@@ -48,7 +49,9 @@ export class RowPages {
   want(first: number, end: number): void {
     this.#wanted = [first, Math.max(end, first + 1)];
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#fetch(), this.#pages.size ? 60 : 0);
+    // Whoever wants rows does not depend on which there are.
+    const begun = untrack(() => this.#pages.size > 0);
+    this.#timer = setTimeout(() => this.#fetch(), begun ? 60 : 0);
   }
 
   retry(): void {

@@ -51,6 +51,10 @@ describe("exports", () => {
     expect(freeName("merged", found)).toBe("merged-2");
     expect(freeName("ollama", found)).toBe("ollama");
   });
+  it("of all forms of a checkpoint are told apart", () => {
+    const found = exportsOf([file("export/checkpoint-5/merged/config.json"), file("export/checkpoint-5/gguf/m.gguf")]);
+    expect(found.map((each) => each.folder).sort()).toEqual(["checkpoint-5/gguf", "checkpoint-5/merged"]);
+  });
   it("have commands, but not those that did not pass", () => {
     const [merged, gguf] = exportsOf(files);
     if (!merged || !gguf) throw new Error("no exports");

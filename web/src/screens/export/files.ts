@@ -1,6 +1,7 @@
 /** Exports of a run as its files show them, and the commands that use them. */
 import { address } from "../../lib/api/client";
 import type { Shapes } from "../../lib/api/shapes";
+import { FORMATS } from "./sizes";
 
 export type File = Shapes["FileEntry"];
 
@@ -31,13 +32,19 @@ export interface Report {
 export const UNVERIFIED = ".unverified";
 const ROOT = "export/";
 
+/** Folder of an export: one that holds several of them has a folder for each form. */
+function folderOf(path: string): string {
+  const [first = "", second = "", ...below] = path.split("/");
+  return below.length && (FORMATS as readonly string[]).includes(second) ? `${first}/${second}` : second ? first : "";
+}
+
 /** Newest first. */
 export function exportsOf(files: readonly File[]): Exported[] {
   const found = new Map<string, File[]>();
   for (const file of files) {
-    const [folder, ...below] = file.path.startsWith(ROOT) ? file.path.slice(ROOT.length).split("/") : [];
+    const folder = file.path.startsWith(ROOT) ? folderOf(file.path.slice(ROOT.length)) : "";
     // What begins with a dot is still being written.
-    if (folder && below.length && !folder.startsWith(".")) found.set(folder, [...(found.get(folder) ?? []), file]);
+    if (folder && !folder.startsWith(".")) found.set(folder, [...(found.get(folder) ?? []), file]);
   }
   return [...found]
     .map(([folder, inside]) => ({
