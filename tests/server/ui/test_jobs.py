@@ -290,6 +290,15 @@ def test_a_real_training_from_the_page(page: Page, settings: dict[str, Any]) -> 
     found = until(page, audited["id"], "done", "failed", "crashed")
     assert (found["state"], found["result"]["rows"]) == ("done", 24), found["log_tail"]
     assert page.get("/data/audit", dataset="rows.jsonl", folder=str(page.data))["state"] == "done"
+    page.patch("/queue", {"slots": 2})
+    measured = {"evaluate": {"predict_samples": 2}, "generate": {"max_new_tokens": 4}}
+    page.post("/jobs", {"request_id": "evaluate", "kind": "evaluate", "sources": ["Echt"], "values": measured})
+    page.post("/jobs", {"request_id": "export-1", "kind": "export", "sources": ["Echt"]})
+    graded, exported = (until(page, id, "done", "failed", "crashed") for id in ("evaluate", "export-1"))
+    assert graded["state"] == "done", graded["log_tail"]
+    assert [Path(each).parent.parent.name for each in graded["result"]["folders"]] == ["Echt"]
+    assert exported["state"] == "done", exported["log_tail"]
+    assert Path(exported["result"]["folder"]) == page.state.roots.runs / "Echt/export/merged"
 
 
 @pytest.mark.slow
