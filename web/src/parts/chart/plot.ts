@@ -149,7 +149,7 @@ export class Plot {
         { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((value) => now().showX(value)) },
         {
           ...axis,
-          size: 62,
+          size: (_, values) => 14 + 7 * Math.max(4, ...(values ?? []).map((text) => text.length)),
           space: 34,
           values: (_, ticks) => ticks.map((value) => (value == null ? "" : now().showY(value))),
         },

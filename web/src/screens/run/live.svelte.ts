@@ -164,7 +164,10 @@ export class LiveRun {
       this.#shown.ask();
       return curves.lastSeq;
     } catch (error) {
-      if (!(error instanceof Refusal && error.away)) this.problems = problemsOf(error);
+      if (error instanceof Refusal && error.away) return null;
+      // It waits in the queue and has no folder yet, or has none any more: the next look at it tells.
+      if (error instanceof Refusal && error.status === 404) return "over";
+      this.problems = problemsOf(error);
       return null;
     }
   }

@@ -11,7 +11,7 @@ export interface ChartPlan {
 }
 
 /** Ticks that lie close together are told apart. */
-const gigabytes = (value: number) => (value >= 1e9 ? `${number(value / 1e9, 5)} GB` : bytes(value));
+const gigabytes = (value: number) => (value >= 1e9 ? `${number(value / 1e9, 6)} GB` : bytes(value));
 
 const MAIN: ChartPlan[] = [
   { id: "loss", metrics: ["loss", "eval_loss"], show: number },

@@ -90,7 +90,7 @@ const figure = (id: string) => screen.getByTestId(`figure-${id}`).textContent;
 describe("what the page says of a run", () => {
   it("is the loss of the last step, not the mean that stands in the status", async () => {
     const run = await listening();
-    render(Header, { run, detail: found });
+    render(Header, { run, detail: found, silent: 0 });
     expect(figure("loss")).toBe("0.5");
     run.take(train(6, 101, 0.25));
     await waitFor(() => expect(figure("loss")).toBe("0.25"));
@@ -98,7 +98,7 @@ describe("what the page says of a run", () => {
 
   it("is that the loss is no number after a step whose loss was none", async () => {
     const run = await listening();
-    render(Header, { run, detail: found });
+    render(Header, { run, detail: found, silent: 0 });
     run.take(train(6, 101, null));
     await waitFor(() => expect(figure("loss")).toBe("not a number"));
   });
@@ -107,7 +107,7 @@ describe("what the page says of a run", () => {
     found = detail({ loss: null, metrics: [] });
     const run = new LiveRun("a", "step", (names) => names);
     await run.refresh();
-    render(Header, { run, detail: found });
+    render(Header, { run, detail: found, silent: 0 });
     expect(figure("loss")).toBe("not a number");
   });
 
@@ -124,7 +124,7 @@ describe("what the page says of a run", () => {
   it("is that it saves, where the last step is done and the process is still there", async () => {
     found = detail({ step: 200 });
     const run = await listening();
-    render(Header, { run, detail: found });
+    render(Header, { run, detail: found, silent: 0 });
     expect(screen.getByTestId("finishing")).toBeTruthy();
     expect(screen.getByTestId("state").dataset["state"]).toBe("running");
   });
