@@ -153,7 +153,7 @@ export class TrainingForm {
     if (this.replaced !== null) this.type(this.replaced);
   }
 
-  /** Begin with settings of a run, an example or nothing. */
+  /** Begin with settings of a run (the shortest that mean the same, without what is its own), an example or nothing. */
   async begin(from: { yaml?: string; values?: Values }): Promise<void> {
     this.preset = null;
     this.replaced = null;
@@ -164,7 +164,11 @@ export class TrainingForm {
     this.#aside = {};
     this.#changed();
     if (!from.yaml) return;
-    await this.settle();
+    const look = await this.settle();
+    if (look?.ok && look.yaml) {
+      this.type(look.yaml);
+      await this.settle();
+    }
     if (!this.unreadable && OWN.some((key) => this.given(key) !== undefined)) {
       this.setAll(Object.fromEntries(OWN.map((key) => [key, undefined])));
       this.replaced = null;

@@ -126,6 +126,25 @@ describe("form and text", () => {
   });
 });
 
+describe("settings of a run", () => {
+  it("are taken at their shortest, without what belongs to the run", async () => {
+    const short = "seed: 3\noutput_dir: runs/a\n";
+    answers["/api/config/look"] = (body) =>
+      looked({
+        values: body.values ?? {
+          train: { seed: 3, output_dir: "runs/a", ...(body.yaml !== short && { resume: "never" }) },
+        },
+        yaml: body.values ? "seed: 3\n" : short,
+      });
+    const form = new TrainingForm(DRAFT);
+    await form.begin({ yaml: "train:\n  seed: 3\n  output_dir: runs/a\n  resume: never\n" });
+    expect(form.values).toEqual({ train: { seed: 3 } });
+    expect(form.replaced).toBeNull();
+    await vi.advanceTimersByTimeAsync(300);
+    expect(form.text).toBe("seed: 3\n");
+  });
+});
+
 describe("starting", () => {
   it("asks again for the same start under the same id, and for another one under another", () => {
     const form = new TrainingForm(DRAFT);
