@@ -10,7 +10,8 @@ from fastapi import APIRouter
 
 from luthier.config.convert import as_yaml, flat, flat_yaml
 from luthier.config.load import SHELVES, Loaded, dump, json_schema
-from luthier.server.ui.settings import Mistaken, read_settings
+from luthier.server.ui.failures import Mistaken
+from luthier.server.ui.settings import read_settings
 from luthier.server.ui.shapes.configs import ConfigLook, ConfigText, Estimate, EstimatePart
 
 if TYPE_CHECKING:

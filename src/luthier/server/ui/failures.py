@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import ConfigError, LuthierError
 from luthier.core.log import first_line, printable
 from luthier.server.errors import spelled
 from luthier.server.ui.shapes.common import Failure, Problem
@@ -61,6 +61,14 @@ def leaves_unread(error: Exception) -> bool:
     return isinstance(error, Refused) and error.status in (408, 413)
 
 
+class Mistaken(ConfigError):
+    """Settings that cannot be used, with each mistake by itself."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(each.message for each in problems), code=problems[0].code)
+        self.problems = problems
+
+
 def missing(what: str, name: object) -> Refused:
     """Return the reply to a question about something that is not there."""
     return Refused(404, f"{what}_missing", f"there is no {what} called {printable(name)} here")
@@ -90,6 +98,8 @@ def of_error(error: Exception) -> JSONResponse:
     if isinstance(error, Refused):
         problem = Problem(code=error.code, message=str(error), field=error.field, place=error.place)
         return reply(error.status, [problem], error.headers)
+    if isinstance(error, Mistaken):
+        return reply(422, error.problems)
     code = error.code if isinstance(error, LuthierError) else "failed"
     return reply(_STATUS_OF_CODE.get(code, 422), [Problem(code=code, message=str(error) or first_line(error))])
 

@@ -18,6 +18,7 @@ from luthier.config.load import SHELVES, Loaded, homes, json_schema, load_config
 from luthier.config.yaml_file import LARGEST_FILE_BYTES, parse_yaml
 from luthier.core.errors import ConfigError
 from luthier.core.log import printable
+from luthier.server.ui.failures import Mistaken
 from luthier.server.ui.shapes.common import Problem
 
 if TYPE_CHECKING:
@@ -59,14 +60,6 @@ _REMOTE = "is code that would run here; `luthier ui --allow-remote-code` lets th
 _PLACE = re.compile(rf"^({re.escape(NAME)}(?::\d+)?|given|command line|settings|default|follows from the others): ")
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
 _WORDS_LOOKED_AT = 8
-
-
-class Mistaken(ConfigError):
-    """Settings that cannot be used, with each mistake by itself."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(each.message for each in problems), code=problems[0].code)
-        self.problems = problems
 
 
 def read_settings(

@@ -1200,6 +1200,20 @@ export interface components {
             place?: string | null;
         };
         /**
+         * PromptAsked
+         * @description A conversation whose exact tokens to show.
+         */
+        PromptAsked: {
+            /** Messages */
+            messages: components["schemas"]["Turn"][];
+            /**
+             * Model
+             * @description Of several that are served, which; the first one by default.
+             * @default
+             */
+            model?: string;
+        };
+        /**
          * QueueChange
          * @description What to change about the queue; null leaves it.
          */
@@ -1242,10 +1256,28 @@ export interface components {
              * @description Line of the file on which each row begins, from 1 on.
              */
             lines: number[];
+            /**
+             * Places
+             * @description Place of each row in the file, from 0 on; after a search they have gaps.
+             * @default []
+             */
+            places?: number[];
+            /**
+             * Problems
+             * @description Of each of `broken`, why it is no row.
+             * @default []
+             */
+            problems?: string[];
             /** Rows */
             rows: unknown[];
             /** Start */
             start: number;
+            /**
+             * Stopped
+             * @description Place where a search stopped because enough was found or its time was up; ask from there. null: at the end.
+             * @default null
+             */
+            stopped?: number | null;
             /**
              * Total
              * @description null while they are still being counted.
@@ -1618,6 +1650,22 @@ export interface components {
             token: string;
         };
         /**
+         * TemplateFit
+         * @description Chat templates for a model.
+         */
+        TemplateFit: {
+            /**
+             * Fitting
+             * @description Names of those that its family is used with.
+             */
+            fitting: string[];
+            /**
+             * Own
+             * @description Its tokenizer brings one.
+             */
+            own: boolean;
+        };
+        /**
          * Token
          * @description A fresh token; shown this once.
          */
@@ -1714,6 +1762,19 @@ export interface components {
             pieces: components["schemas"]["TokenPiece"][];
             /** Read */
             read: number;
+        };
+        /**
+         * Turn
+         * @description One turn of a conversation.
+         */
+        Turn: {
+            /** Content */
+            content: string;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "system" | "user" | "assistant" | "tool";
         };
     };
     responses: never;
