@@ -117,6 +117,8 @@ _STATUS_OF_NUMBER = {
     errno.EFBIG: _FULL,
     errno.ENOENT: (404, "file_missing", "a file or folder is gone"),
     errno.ENOTDIR: (404, "file_missing", "a folder is gone"),
+    errno.ENAMETOOLONG: (404, "file_missing", "no file has so long a name"),
+    errno.ELOOP: (403, "file_denied", "links lead in a circle"),
     errno.EACCES: (403, "file_denied", "this server may not do that to the file"),
     errno.EROFS: (403, "file_denied", "the disk can only be read"),
 }

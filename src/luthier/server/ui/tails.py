@@ -164,6 +164,8 @@ class Tail:
         return self._look_at_events() | self._look_at_status()
 
     def _look_at_events(self) -> bool:
+        if not self.run.is_dir():
+            return False
         size = self.path.stat().st_size if self.path.exists() else 0
         if self._end < 0 or size < self._end:
             self.replaced += self._end >= 0
