@@ -68,7 +68,7 @@ test-web: install-dev $(WEB)/.installed $(CHROMIUM)
 	npm run --silent --prefix web check
 	npm run --silent --prefix web test
 	npm run --silent --prefix web build -- --outDir .built --logLevel warn
-	diff -r web/.built src/luthier/server/static || { echo "the committed page is not what web/ builds: make web"; exit 1; }
+	diff -r -x '*.br' web/.built src/luthier/server/static || { echo "the committed page is not what web/ builds: make web"; exit 1; }
 	$(BIN)/python docs/make_page_types.py >/dev/null && git diff --exit-code web/openapi.json
 	CHROMIUM=$(CHROMIUM) npm run --silent --prefix web e2e
 

@@ -1,0 +1,112 @@
+/** The whole way with the packaged model: train, watch, stop, go on, evaluate, talk, export. */
+import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Page } from "@playwright/test";
+import { expect, open, test } from "./page";
+import { Server } from "./server";
+
+test.setTimeout(900_000);
+
+// The packaged model is unpacked once a machine, into the usual cache.
+test.use({
+  server: [
+    async ({}, use) => {
+      const server = new Server([], { sharedCache: true });
+      cpSync(
+        join(import.meta.dirname, "../../examples/data/instruments.jsonl"),
+        join(server.data, "instruments.jsonl"),
+      );
+      await use(await server.start());
+      await server.close();
+    },
+    { scope: "worker" },
+  ],
+});
+
+const SETTINGS = {
+  "train.max_steps": "16",
+  "train.logging_steps": "1",
+  "train.save_steps": "4",
+  "data.val_size": "4",
+  "data.cutoff_len": "128",
+  "train.per_device_train_batch_size": "2",
+};
+
+async function fill(page: Page, settings: Record<string, string>): Promise<void> {
+  for (const [key, value] of Object.entries(settings)) {
+    await page.getByTestId("search-settings").fill(key.split(".")[1] ?? key);
+    await page.getByTestId(`field-${key}`).first().fill(value);
+  }
+}
+
+const state = (page: Page) => page.getByTestId("state");
+
+test("from a name to a file that others run", async ({ page, server }) => {
+  await test.step("prepare and start", async () => {
+    await open(page, server, "/start");
+    await page.getByTestId("field-model.model_name_or_path").fill("smollm2-135m");
+    await page.getByTestId("learn-instruments.jsonl").check();
+    await fill(page, SETTINGS);
+    await page.getByTestId("name").fill("Violin 小提琴 🎻");
+    await expect(page.getByTestId("start-now")).toBeEnabled({ timeout: 20_000 });
+    await page.getByTestId("start-now").dblclick();
+    await page.waitForURL(/\/run\//);
+    expect(readdirSync(server.runs).filter((name) => !name.startsWith("."))).toHaveLength(1);
+  });
+  const run = decodeURIComponent(new URL(page.url()).pathname.split("/")[2] ?? "");
+  const file = (name: string) => join(server.runs, run, name);
+
+  await test.step("points arrive while it runs", async () => {
+    await expect(state(page)).toHaveAttribute("data-state", "running", { timeout: 120_000 });
+    await expect.poll(() => page.getByTestId("figure-step").innerText(), { timeout: 120_000 }).toMatch(/^[5-9]\b|^1\d/);
+    await expect(page.getByTestId("chart-loss").locator("canvas")).toBeVisible();
+  });
+
+  await test.step("stop with a checkpoint, go on", async () => {
+    await page.getByTestId("stop").click();
+    await expect(state(page)).toHaveAttribute("data-state", "stopped", { timeout: 60_000 });
+    expect(readdirSync(join(server.runs, run)).some((name) => name.startsWith("checkpoint-"))).toBe(true);
+    await page.getByTestId("resume").click();
+    await page.waitForURL(/resume=/).catch(() => {});
+    if (page.url().includes("resume=")) await page.getByTestId("start-now").click();
+    await expect(state(page)).toHaveAttribute("data-state", "done", { timeout: 300_000 });
+    const steps = readFileSync(file("events.jsonl"), "utf-8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    const trained = steps.filter((each) => each.kind === "train").map((each) => each.step);
+    expect(new Set(trained).size).toBe(16);
+  });
+
+  await test.step("evaluate beside the base", async () => {
+    await page.getByTestId("to-evaluate").click();
+    await page.getByTestId("evaluate-start").click();
+    await expect(page.getByTestId("results")).toBeVisible({ timeout: 240_000 });
+    await expect(page.getByTestId("results").getByRole("row")).not.toHaveCount(1);
+  });
+
+  await test.step("talk to both", async () => {
+    await page.goto(`${server.origin}/chat?run=${encodeURIComponent(run)}`);
+    const both = page.getByTestId("both");
+    if (!(await both.isChecked())) await both.check();
+    await page.getByTestId("load").click();
+    await expect(page.getByTestId("question")).toBeEnabled({ timeout: 180_000 });
+    await page.getByTestId("question").fill("How many strings has a violin? <img src=x onerror=alert(1)>");
+    await expect(page.getByTestId("send")).toBeEnabled({ timeout: 180_000 });
+    await page.getByTestId("send").click();
+    for (const column of [0, 1]) {
+      await expect(page.getByTestId(`answer-0-${column}-text`)).not.toBeEmpty({ timeout: 120_000 });
+    }
+    await expect(page.locator(".turns img")).toHaveCount(0);
+  });
+
+  await test.step("export a GGUF file, verified", async () => {
+    await page.goto(`${server.origin}/export?run=${encodeURIComponent(run)}`);
+    await page.getByTestId("format-gguf").check();
+    await page.getByTestId("export-start").click();
+    await expect(page.getByTestId("report").first()).toBeVisible({ timeout: 400_000 });
+    const folder = file(join("export", "gguf"));
+    expect(existsSync(folder)).toBe(true);
+    expect(readdirSync(folder).some((name) => name.endsWith(".gguf"))).toBe(true);
+  });
+});
