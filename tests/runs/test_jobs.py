@@ -134,6 +134,18 @@ def test_much_output_does_not_stop_a_job(jobs: Jobs) -> None:
     assert jobs.log_path("loud-job1").stat().st_size == 5000 * 201
 
 
+def test_large_results_are_told_where_one_job_is_asked_for(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.add(spec("large-out", "print('{\"rows\": [' + '1, ' * 40_000 + '1]}')"))
+    jobs.add(spec("small-out", DOCUMENT))
+    jobs.change_queue(slots=2)
+    until(jobs, "large-out", "done")
+    until(jobs, "small-out", "done")
+    assert len(jobs.get("large-out").result["rows"]) == 40_001
+    assert {job.id: job.result is None for job in jobs.all()} == {"large-out": True, "small-out": False}
+    monkeypatch.setattr(JobFile, "document", None)  # what has ended is not read again
+    assert len(jobs.all()) == 2
+
+
 def test_what_a_job_needs_is_filled_in(jobs: Jobs) -> None:
     code = "import sys; print(__import__('json').dumps({'args': sys.argv[1:], 'text': open(sys.argv[1]).read()}))"
     command = (sys.executable, "-c", code, "{job}/config.yaml", "train.output_dir={run}", "serve.port={port}", "{job}x")
@@ -240,6 +252,7 @@ def test_a_process_that_never_begins_is_tried_three_times(jobs: Jobs, monkeypatc
     assert jobs.all() == []
 
 
+@pytest.mark.slow
 def test_two_servers_start_forty_jobs_once_each(jobs: Jobs) -> None:
     code = "open(__import__('sys').argv[1], 'a').write('x')"
     for i in range(40):

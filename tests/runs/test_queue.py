@@ -181,6 +181,7 @@ def test_memory_is_that_of_the_control_group_where_it_is_less(monkeypatch: pytes
 # ---- many, and several at once
 
 
+@pytest.mark.slow
 def test_hundreds_of_jobs_are_begun_in_order_and_read_quickly(jobs: Jobs) -> None:
     jobs.change_queue(holding=True)
     for i in range(400):

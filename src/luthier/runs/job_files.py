@@ -115,6 +115,7 @@ class JobFile:
         self.created = float(facts.get("created") or 0.0)
         self.spec = JobSpec(**{**{k: v for k, v in facts.items() if k in _SPEC}, **_tuples(facts)})
         self._now = Now()
+        self._state = str(folder / STATE)
         self._stamp: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -127,8 +128,10 @@ class JobFile:
         """Return what state.json says; a damaged one counts as a job that waits, because a claim keeps it from running
         twice.
         """
+        if self._now.ended is not None:
+            return self._now  # for good
         try:
-            facts = (self.folder / STATE).stat()
+            facts = os.stat(self._state)
             stamp = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
         except OSError:
             return self._now
@@ -149,13 +152,13 @@ class JobFile:
         """Return the process of the job: as it says itself, or else as who started it says."""
         return self.claimed() or Identity.from_dict(self.now.process)
 
-    def document(self) -> dict[str, Any] | None:
-        """Return the last JSON object that the command printed; None where it printed none."""
+    def document(self, most_bytes: int = LARGEST_OUT_BYTES) -> dict[str, Any] | None:
+        """Return the last JSON object that the command printed; None where it printed none, or more than that."""
         path = self.folder / OUT
         try:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - LARGEST_OUT_BYTES))
-                lines = file.read().splitlines()
+            if path.stat().st_size > most_bytes:
+                return None
+            lines = path.read_bytes().splitlines()
         except OSError:
             return None
         return next((found for line in reversed(lines) if (found := _parsed(line)) is not None), None)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.runs.job_files import ACTIVE, WAITING, JobFile, Kind, State
+from luthier.runs.job_files import ACTIVE, LARGEST_OUT_BYTES, WAITING, JobFile, Kind, State
 from luthier.runs.store import read_status
 
 if TYPE_CHECKING:
@@ -41,8 +41,13 @@ class JobView:
     memory_bytes: int | None
 
 
-def view(job: JobFile, root: Path, position: int | None = None, reason: str = "") -> JobView:
-    """Return a job as people see it. `position` and `reason`: its place in the queue, and why it waits."""
+def view(
+    job: JobFile, root: Path, position: int | None = None, reason: str = "", *, most_bytes: int = LARGEST_OUT_BYTES
+) -> JobView:
+    """Return a job as people see it. `position` and `reason`: its place in the queue, and why it waits.
+
+    A result of more than `most_bytes` is left out.
+    """
     spec, now = job.spec, job.now
     share, doing = _progress(job, root)
     lines = _TAIL_LINES.get(now.state, 0)
@@ -51,7 +56,7 @@ def view(job: JobFile, root: Path, position: int | None = None, reason: str = ""
         position=position if now.state in WAITING else None, created=job.created, started=now.started,
         ended=now.ended, exit_code=now.exit_code, tries=spec.tries, reason=now.reason or reason, error=now.error,
         log_tail=job.tail(lines) if lines else [], progress=share, doing=doing,
-        result=job.document() if now.state == "done" else None, command=shown(job.command(root, now.port)),
+        result=job.document(most_bytes) if now.state == "done" else None, command=shown(job.command(root, now.port)),
         memory_bytes=spec.memory_bytes,
     )  # fmt: skip
 

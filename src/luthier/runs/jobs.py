@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import threading
 import time
 from dataclasses import replace
@@ -21,7 +20,7 @@ from luthier.core.faults import fault_point
 from luthier.core.log import first_line, printable, say_once
 from luthier.core.paths import beside
 from luthier.runs import launch, notes, queue
-from luthier.runs.job_files import ACTIVE, JOB, OWN, WAITING, JobFile, JobSpec, State, create
+from luthier.runs.job_files import ACTIVE, JOB, OWN, WAITING, JobFile, JobSpec, Now, State, create
 from luthier.runs.job_view import JobView, view
 from luthier.runs.outcome import outcome
 from luthier.runs.process import Identity
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MOST_TRIES = 3
+MOST_OF_A_LIST = 64 << 10
+"""Bytes of a result that are told where all jobs are."""
 _MOST_LAUNCHES = 3
 _CLAIM_SECONDS = 20.0
 """A process that nobody saw begin has this long to claim its job, then another one is started; only one will run."""
@@ -47,12 +48,16 @@ class Jobs:
         self.folder = root / OWN / "jobs"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._files: dict[str, JobFile] = {}
+        self._views: dict[str, tuple[Now, JobView]] = {}
         self._reading = threading.Lock()
 
     # ---- looking
 
     def all(self) -> list[JobView]:
-        """Return every job: those that wait in their order, those that run, those that ended, newest first."""
+        """Return every job: those that wait in their order, those that run, those that ended, newest first.
+
+        Results of more than 64 KiB are left to `get`.
+        """
         found = self.files()
         line = self._line(found)
         waiting = [job for job in found if job.id in line]
@@ -60,7 +65,7 @@ class Jobs:
         running = sorted((job for job in found if job.now.state in ACTIVE), key=lambda job: job.now.launched or 0.0)
         ended = [job for job in found if job.id not in line and job not in running]
         ended.sort(key=lambda job: (job.now.ended or job.created, job.id), reverse=True)
-        return [view(job, self.root, *line.get(job.id, (None, ""))) for job in (*waiting, *running, *ended)]
+        return [self._seen(job, *line.get(job.id, (None, ""))) for job in (*waiting, *running, *ended)]
 
     def get(self, id: str) -> JobView:
         """Return one job. Raises RunError (job_missing) where there is none of this id."""
@@ -173,7 +178,7 @@ class Jobs:
         return [job.id for job in chosen]
 
     def _launch(self, job: JobFile) -> None:
-        port = _free_port() if job.wants_port else None
+        port = launch.free_port() if job.wants_port else None
         now = replace(job.now, state="starting", reason="", launches=job.now.launches + 1, launched=time.time(),
                       port=port, process=None)  # fmt: skip
         job.write(now)
@@ -266,6 +271,7 @@ class Jobs:
             names = os.listdir(self.folder) if self.folder.is_dir() else []
             for gone in self._files.keys() - set(names):
                 del self._files[gone]
+                self._views.pop(gone, None)
             for name in names:
                 if name not in self._files and _ID.fullmatch(name):
                     try:
@@ -316,6 +322,16 @@ class Jobs:
         gone = beside(job.folder)
         job.folder.rename(gone)  # half a folder is never taken for a job
         shutil.rmtree(gone, ignore_errors=True)
+
+    def _seen(self, job: JobFile, position: int | None, reason: str) -> JobView:
+        """Return a job as people see it; of one that has ended its files are read once."""
+        now = job.now
+        known, found = self._views.get(job.id, (None, None))
+        if found is None or known is not now:
+            found = view(job, self.root, position, reason, most_bytes=MOST_OF_A_LIST)
+        if now.ended is not None:
+            self._views[job.id] = (now, found)
+        return found
 
     def _line(self, jobs: list[JobFile]) -> dict[str, tuple[int, str]]:
         """Return the place of each job that waits, and why it does."""
@@ -380,8 +396,3 @@ _ACTIONS: dict[str, tuple[tuple[State, ...], Callable[[Jobs, JobFile], None]]] =
     "forget": (("done", "stopped", "failed", "crashed", "cancelled"), _nothing),
 }
 """Action -> the states in which it means something, and what it does."""
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])

@@ -125,6 +125,12 @@ def memory_of(identity: Identity) -> int:
         return 0
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
 def _leads_a_group(pid: int) -> bool:
     """Tell whether a group is the job's own: ours is not to be signalled."""
     try:

@@ -12,6 +12,7 @@ import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
@@ -157,7 +158,8 @@ def choose(
     running = [job for job in jobs if job.now.state in ACTIVE]
     taken = sum(job.spec.kind not in WITHOUT_SLOT for job in running)
     busy = {job.spec.run for job in running if job.spec.kind == "train"}
-    promised = sum(_still_to_take(job) for job in running)
+    promised = 0
+    still_taken = cache(lambda: sum(_still_to_take(job) for job in running))
     begin: list[JobFile] = []
     reasons: dict[str, str] = {}
     blocked = "the queue is held" if plan.holding else ""
@@ -170,7 +172,8 @@ def choose(
         if job.spec.when != "now":
             needs_slot = job.spec.kind not in WITHOUT_SLOT
             reason = blocked if needs_slot or plan.holding else ""
-            reason = reason or _why_not(job, plan, taken if needs_slot else 0, promised, available)
+            free = partial(_free, available, still_taken, promised)
+            reason = reason or _why_not(job, plan, taken if needs_slot else 0, free)
             if reason:
                 reasons[job.id] = reason
                 blocked = blocked or ("it waits behind another job" if needs_slot else "")
@@ -182,14 +185,18 @@ def choose(
     return begin, reasons
 
 
-def _why_not(job: JobFile, plan: Plan, taken: int, promised: int, available: Callable[[], int]) -> str:
+def _why_not(job: JobFile, plan: Plan, taken: int, free: Callable[[], int]) -> str:
     if taken >= plan.slots:
         return f"{taken} of {plan.slots} places are taken"
     wanted = job.spec.memory_bytes
-    if wanted is None:
+    if wanted is None or wanted <= (can_be_had := free()):
         return ""
-    free = int(max(0, available() - promised) * (1 - KEPT_FREE))
-    return "" if wanted <= free else f"it needs {_size(wanted)} of memory; {_size(free)} can be had now"
+    return f"it needs {_size(wanted)} of memory; {_size(can_be_had)} can be had now"
+
+
+def _free(available: Callable[[], int], still_taken: Callable[[], int], promised: int) -> int:
+    """Return the bytes that one more job may count on."""
+    return int(max(0, available() - still_taken() - promised) * (1 - KEPT_FREE))
 
 
 def _still_to_take(job: JobFile) -> int:

@@ -95,6 +95,7 @@ async def listen(found: Changes, say: Any) -> list[str]:
 
 def test_readers_hear_and_leave_nothing_behind(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(changes, "SHARE", 1.0)
     run, found = make(page, "a"), Changes(page.state)
 
     async def both() -> list[list[str]]:

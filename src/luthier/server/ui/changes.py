@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Change = tuple[str, str]
 """Kind (jobs, runs, queue, serving) and id; an empty id means all of them."""
 LOOK_SECONDS = 0.5
+SHARE = 0.01
+"""Most of the time that is spent looking."""
 GROWING_SECONDS = 2.0
 """What only grows, as a run that trains does, is told so often."""
 REFRESH_SECONDS = 0.3
@@ -133,6 +135,7 @@ class Changes:
     async def _watch(self) -> None:
         sight = Sight(self._state)
         while self._readers and not self._state.closing.is_set():
+            began = time.perf_counter()
             try:
                 found = await asyncio.to_thread(sight.look)
             except Exception as error:  # noqa: BLE001  a folder that is gone must not end the stream
@@ -140,7 +143,8 @@ class Changes:
                 found = []
             for reader in self._readers:
                 reader.add(found)
-            await asyncio.sleep(LOOK_SECONDS)
+            # A look at thousands of runs takes time that a training may want.
+            await asyncio.sleep(max(LOOK_SECONDS, (time.perf_counter() - began) / SHARE))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
