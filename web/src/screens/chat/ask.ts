@@ -13,7 +13,8 @@ export interface Sampling {
   system: string;
   temperature: number;
   top_p: number;
-  max_tokens: number;
+  /** null: as many as there is room for. */
+  max_tokens: number | null;
   seed: number;
   /** One text a line. */
   stop: string;
@@ -35,6 +36,7 @@ export interface Told {
 }
 
 export const MOST_STOPS = 16;
+export const PLAIN_TOKENS = 128;
 
 /** The body of the request. In plain mode only the last message is sent, as text. */
 export function bodyOf(target: Target, messages: Message[], how: Sampling): Record<string, unknown> {
@@ -46,11 +48,15 @@ export function bodyOf(target: Target, messages: Message[], how: Sampling): Reco
     stream_options: { include_usage: true },
     temperature: how.temperature,
     top_p: how.top_p,
-    max_tokens: how.max_tokens,
+    ...limit(how),
     seed: how.seed,
     ...(stop.length && { stop }),
   };
 }
+
+/** Texts that go on without a template rarely end by themselves, so they always have a limit. */
+const limit = (how: Sampling): { max_tokens?: number } =>
+  how.max_tokens !== null ? { max_tokens: how.max_tokens } : how.plain ? { max_tokens: PLAIN_TOKENS } : {};
 
 interface Chunk {
   choices?: {

@@ -120,6 +120,9 @@ describe("a request", () => {
     const body = bodyOf({ job: "j", model: "m" }, [{ role: "user", content: "Once" }], how);
     expect(body).toMatchObject({ prompt: "Once", stop: ["END", "\\n"], max_tokens: 5 });
     expect(body).not.toHaveProperty("messages");
+    expect(bodyOf({ job: "j", model: "m" }, [], { ...how, max_tokens: null })).toMatchObject({ max_tokens: 128 });
+    const chat = bodyOf({ job: "j", model: "m" }, [], { ...how, max_tokens: null, plain: false });
+    expect(chat).not.toHaveProperty("max_tokens");
     expect(bodyOf({ job: "j", model: "m" }, [], { ...how, stop: "" })).not.toHaveProperty("stop");
   });
 });

@@ -26,7 +26,7 @@ export interface Turn {
 
 const CONVERSATION = "chat-turns";
 const SAMPLING = "chat-sampling";
-const FRESH: Sampling = { system: "", temperature: 0, top_p: 1, max_tokens: 512, seed: 0, stop: "", plain: false };
+const FRESH: Sampling = { system: "", temperature: 0, top_p: 1, max_tokens: null, seed: 0, stop: "", plain: false };
 
 function kept<T>(storage: Storage, key: string, otherwise: T): T {
   try {
