@@ -109,6 +109,9 @@ def objective_of(run: Path) -> str:
     import yaml
 
     path = run / "config.yaml"
-    config: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
     section: Any = cast("dict[str, Any]", config).get("objective") if isinstance(config, dict) else None
     return str(cast("dict[str, Any]", section).get("name", "")) if isinstance(section, dict) else ""

@@ -115,15 +115,17 @@ def _of_folder(run: Path, row: RunRow, job: JobView | None, caches: Caches) -> d
 
 
 def _config(text: str) -> dict[str, Any]:
+    """Return settings as values and as text, without secrets."""
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (ValueError, yaml.YAMLError):
         found = None
-    plain = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    return {
-        "config": {key: mask(value) for key, value in plain.items() if isinstance(value, dict)},
-        "yaml": mask_text(text),
-    }
+    if not isinstance(found, dict):
+        return {"config": {}, "yaml": mask_text(text)}
+    plain = cast("dict[str, Any]", mask(found))
+    sections = {key: value for key, value in plain.items() if isinstance(value, dict)}
+    masked = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if plain != found else text
+    return {"config": sections, "yaml": masked}
 
 
 def _read_text(path: Path) -> str:
