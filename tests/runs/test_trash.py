@@ -62,6 +62,19 @@ def test_after_half_a_minute_it_is_gone(root: Path, monkeypatch: pytest.MonkeyPa
     assert is_run(root / "b")
 
 
+@pytest.mark.parametrize(
+    ("deleted", "looked", "removed"), [(0.9, 0.9, 0), (0.9, 0.0, 0), (0.1, 29.9, 0), (0.1, 30.1, 1)]
+)
+def test_it_is_kept_for_half_a_minute_and_no_less(
+    root: Path, monkeypatch: pytest.MonkeyPatch, deleted: float, looked: float, removed: int
+) -> None:
+    now = [1_800_000_000 + deleted]
+    monkeypatch.setattr(trash.time, "time", lambda: now[0])
+    trash.delete(root, "a")
+    now[0] = 1_800_000_000 + looked
+    assert trash.purge(root) == removed
+
+
 def test_a_clock_that_jumped_back_keeps_nothing_for_ever(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trash.delete(root, "a")
     now = time.time()

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def delete(root: Path, name: str) -> Entry:
     held = None if run.is_symlink() else _hold(run)
     try:
         trash = _folder(root)
-        entry = Entry(trash / f"{time.time():.0f}-{secrets.token_hex(4)}-{name}", name, float(int(time.time())))
+        now = int(time.time())
+        entry = Entry(trash / f"{now}-{secrets.token_hex(4)}-{name}", name, float(now))
         fault_point("trash.before")
         run.rename(entry.path)
         fault_point("trash.renamed")
@@ -101,8 +103,9 @@ def purge(root: Path, older_than: float = UNDO_SECONDS) -> int:
     trash = root / OWN / "trash"
     for entry in entries(root):
         # After a jump of the clock into the past nothing would ever be old enough.
-        if not 0 <= time.time() - entry.deleted < older_than:
-            entry.path.rename(entry.path.with_name(_GOING + entry.path.name))
+        if abs(time.time() - entry.deleted) >= older_than:
+            with suppress(FileNotFoundError):  # another process was quicker
+                entry.path.rename(entry.path.with_name(_GOING + entry.path.name))
     going = [path for path in trash.iterdir() if path.name.startswith(_GOING)] if trash.is_dir() else []
     for path in going:
         fault_point("trash.removing")

@@ -115,7 +115,12 @@ def test_the_same_again_is_another_run(page: Page, settings: dict[str, Any]) -> 
         ({"values": None, "yaml": "a: [1"}, 422, "config", "not YAML"),
         ({"values": None, "yaml": ""}, 422, "config", "empty"),
         ({"values": None}, 422, "config", "either as yaml or as values"),
-        ({"values": {"train": {"learnig_rate": 1}}}, 422, "config", "learnig_rate"),
+        (
+            {"values": {"model": {"model_name_or_path": "a/b"}, "train": {"learnig_rate": 1}}},
+            422,
+            "config_unknown_key",
+            "learnig_rate",
+        ),
         ({"name": "a\u202eb"}, 422, "notes", "bidirectional"),
         ({"tags": ["x" * 65]}, 422, "notes", "at most 64"),
         ({"options": {"memory_byte": 1}}, 422, "job_option", "did you mean 'memory_bytes'"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from luthier.core.log import first_line, say_once
 from luthier.runs.index import Index
@@ -14,6 +16,9 @@ from luthier.server.ui.caches import Caches
 from luthier.server.ui.roots import Roots, Which
 from luthier.server.ui.session import Sessions
 from luthier.server.ui.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["MOST_UPLOAD_BYTES", "Roots", "State", "Which"]
 
@@ -45,20 +50,21 @@ class State:
 
     def begin(self) -> None:
         """Start what runs beside the requests."""
-        threading.Thread(target=self._tick, name="luthier-jobs", daemon=True).start()
+        # A large run takes long to remove, and jobs must not wait for that.
+        for name, work in (("jobs", self.jobs.tick), ("trash", partial(purge, self.roots.runs))):
+            threading.Thread(target=self._repeat, args=(name, work), name=f"luthier-{name}", daemon=True).start()
 
     def close(self) -> None:
         """End what runs beside the requests; jobs go on."""
         self.closing.set()
         self.worker.close()
 
-    def _tick(self) -> None:
+    def _repeat(self, name: str, work: Callable[[], object]) -> None:
         while not self.closing.wait(TICK_SECONDS):
             try:
-                self.jobs.tick()
-                purge(self.roots.runs)
+                work()
             except Exception as error:  # noqa: BLE001  a full disk or a folder that is gone must not end the queue
-                say_once(f"jobs could not be looked at: {first_line(error)}")
+                say_once(f"{name} could not be looked at: {first_line(error)}")
 
     @property
     def token(self) -> str:
