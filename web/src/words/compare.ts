@@ -39,7 +39,7 @@ export const en = {
   saveAll: "Curves as CSV",
   saveTable: "Table as CSV",
   curves: "Curves",
-  otherMetrics: "{n} more metrics",
+  otherMetrics: "More metrics: {n}",
   noMetrics: "None of these runs has numbers yet.",
   notThere: "–",
 };

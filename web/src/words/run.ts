@@ -64,7 +64,7 @@ export const en = {
   zoomTo: "to",
   zoomReset: "Show all",
   zoomHelp: "Drag over a curve, or + − ← → 0 with the focus on it.",
-  moreCharts: "{n} more metrics",
+  moreCharts: "More metrics: {n}",
   noCharts: "No numbers yet",
   chartKeys: "{title}: plus and minus zoom, arrows move, zero shows all",
   chartEmpty: "{label}: no points yet.",

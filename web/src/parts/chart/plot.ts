@@ -169,7 +169,7 @@ export class Plot {
       stroke: this.#tint(colour(slot)),
       dash: dash(slot),
       width: 1.5,
-      points: { show: (plot, index) => (plot.data[index]?.length ?? 0) < 60, size: 4 },
+      points: { show: (_, index) => this.#isSparse(index - 1), size: 4 },
       ...more,
     });
     if (view.smoothing <= 0) return view.lines.map(({ slot }) => form(slot, {}));
@@ -177,6 +177,12 @@ export class Plot {
       ...view.lines.map(({ slot }) => form(slot, { alpha: 0.3, width: 1, dash: [], points: { show: false } })),
       ...view.lines.map(({ slot }) => form(slot, { width: 2 })),
     ];
+  }
+
+  /** Whether the points of a line are so few that each should be seen; a single one has no line at all. */
+  #isSparse(index: number): boolean {
+    const lines = this.#view?.lines ?? [];
+    return (lines[index % lines.length]?.x.length ?? 0) < 60;
   }
 
   #selected(plot: uPlot): void {

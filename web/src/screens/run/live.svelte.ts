@@ -58,7 +58,8 @@ export class LiveRun {
       ended: () => this.#ended(),
       connection: (state) => (this.connection = state),
     });
-    const poll = setInterval(() => isAtWork(this.detail.value?.state ?? "") && this.#look.ask(), 5000);
+    // What changes by itself is told; a folder that somebody takes away is not.
+    const poll = setInterval(() => !this.gone && this.#look.ask(), 5000);
     this.#ends.push(
       onChange(({ kind, id }) => {
         if ((kind === "runs" && id === this.id) || (kind === "jobs" && id === this.detail.value?.job)) this.#look.ask();
