@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from asking import Page, asking
 from helpers import wait_for
 from run_folders import SETTINGS, append, line, make_run, set_status
 
+from luthier.runs.jobs import Jobs
 from luthier.runs.launch import identity_of
 from luthier.runs.manifest import seal
 
@@ -292,7 +294,18 @@ def test_the_server_never_loads_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_jobs_are_looked_at_while_the_server_lives(page: Page) -> None:
+def test_jobs_are_looked_at_while_the_server_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: list[int] = []
-    page.state.jobs.tick = lambda: ticks.append(1) or []
-    wait_for(lambda: len(ticks) > 1)
+
+    def tick(_: Jobs) -> list[str]:
+        ticks.append(1)
+        if len(ticks) == 1:
+            raise OSError(28, "No space left on device")
+        return []
+
+    monkeypatch.setattr(Jobs, "tick", tick)
+    with asking(tmp_path):
+        wait_for(lambda: len(ticks) > 1)
+    seen = len(ticks)
+    time.sleep(1.2)
+    assert len(ticks) <= seen + 1

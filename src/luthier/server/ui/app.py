@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
@@ -14,6 +12,28 @@ from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError
 from luthier.core.log import logger, printable
+from luthier.server.ui import (
+    audits,
+    changes,
+    clean,
+    compare,
+    configs,
+    data,
+    evaluations,
+    events,
+    files,
+    form,
+    jobs,
+    machine,
+    models,
+    presets,
+    rows,
+    runs,
+    serving,
+    session,
+    tokens,
+    uploads,
+)
 from luthier.server.ui.failures import Refused, leaves_unread, of_error, of_system, of_validation
 from luthier.server.ui.guard import Guard
 from luthier.server.ui.static import PAGE, Static
@@ -24,26 +44,26 @@ if TYPE_CHECKING:
     from luthier.server.ui.state import State
 
 AREAS = (
-    "session",
-    "machine",
-    "runs",
-    "compare",
-    "evaluations",
-    "events",
-    "files",
-    "jobs",
-    "changes",
-    "form",
-    "configs",
-    "presets",
-    "models",
-    "data",
-    "uploads",
-    "rows",
-    "audits",
-    "tokens",
-    "clean",
-    "serving",
+    session,
+    machine,
+    runs,
+    compare,
+    evaluations,
+    events,
+    files,
+    jobs,
+    changes,
+    form,
+    configs,
+    presets,
+    models,
+    data,
+    uploads,
+    rows,
+    audits,
+    tokens,
+    clean,
+    serving,
 )
 """Modules beside this one that have routes."""
 
@@ -70,10 +90,8 @@ def make_app(state: State) -> FastAPI:
     app.add_middleware(Guard, state=state)
     app.router.default = Static(PAGE)
     _handle_errors(app)
-    for name in AREAS:
-        module = f"luthier.server.ui.{name}"
-        if find_spec(module) and hasattr(found := import_module(module), "routes"):
-            app.include_router(found.routes(state), prefix="/api")
+    for area in AREAS:
+        app.include_router(area.routes(state), prefix="/api")
 
     @app.get("/api/health", summary="Whether the server is alive")
     async def health() -> dict[str, str]:

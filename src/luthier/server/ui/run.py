@@ -90,7 +90,8 @@ class Server(SignalledServer):
 
 def make_state(options: Options) -> State:
     """Return what the routes share. Raises ConfigError for folders that are not there, or that others may change."""
-    roots = Roots(_own_folder(options.runs), tuple(map(_folder, options.data)), tuple(map(_folder, options.models)))
+    data, models = (tuple(map(_folder, each)) for each in (options.data, options.models))
+    roots = Roots(_own_folder(options.runs), data, models)
     return State(
         roots=roots,
         sessions=Sessions((options.token_file or default_token_file()).expanduser()),
