@@ -30,6 +30,13 @@ describe("data sets in settings", () => {
     expect(choose(set("train.jsonl", "examples/t"), "data.dataset", false, now)).toEqual({ "data.dataset": undefined });
   });
 
+  it("knows a folder by the way to it from where the server was started", () => {
+    const now = given({ "data.dataset": ["a"], "data.dataset_dir": "examples/data" });
+    expect(isChosen(set("a", "/home/me/examples/data"), "data.dataset", now)).toBe(true);
+    expect(isChosen(set("a", "/home/me/more_examples/data"), "data.dataset", now)).toBe(false);
+    expect(isElsewhere(set("b", "/home/me/examples/data"), now)).toBe(false);
+  });
+
   it("refuses a second folder", () => {
     const now = given({ "data.dataset": ["a"], "data.dataset_dir": "more" });
     expect(isElsewhere(set("b", "data"), now)).toBe(true);

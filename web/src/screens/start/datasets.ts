@@ -18,23 +18,28 @@ const folderOf = (given: Given): string => {
   return typeof folder === "string" ? folder : USUAL_FOLDER;
 };
 
-const spellings = (set: DataSet, folder: string): string[] =>
-  set.folder === folder ? [set.name, `${set.folder}/${set.name}`] : [`${set.folder}/${set.name}`];
+/** Whether two names mean one folder: settings may name it from where the server was started. */
+const sameFolder = (whole: string, given: string): boolean =>
+  whole === given || (!given.startsWith("/") && whole.endsWith(`/${given.replace(/^\.\//, "").replace(/\/$/, "")}`));
+
+/** Whether a name of the settings means a data set. */
+const means = (name: string, set: DataSet, folder: string): boolean =>
+  (name === set.name && sameFolder(set.folder, folder)) ||
+  (name.endsWith(`/${set.name}`) && sameFolder(set.folder, name.slice(0, -set.name.length - 1)));
 
 export const isChosen = (set: DataSet, role: Role, given: Given): boolean =>
-  namesOf(given(role)).some((name) => spellings(set, folderOf(given)).includes(name));
+  namesOf(given(role)).some((name) => means(name, set, folderOf(given)));
 
 /** Whether others of another folder are chosen: names are looked up in one folder only. */
 export const isElsewhere = (set: DataSet, given: Given): boolean =>
   ROLES.some((role) => namesOf(given(role)).length > 0) &&
-  set.folder !== folderOf(given) &&
+  !sameFolder(set.folder, folderOf(given)) &&
   !ROLES.some((role) => isChosen(set, role, given));
 
 /** The settings after a set was chosen for a role, or not any more. */
 export function choose(set: DataSet, role: Role, wanted: boolean, given: Given): Record<string, unknown> {
-  const gone = spellings(set, folderOf(given));
-  const others = namesOf(given(role)).filter((name) => !gone.includes(name));
-  const names = wanted ? [...others, gone[0] === set.name ? set.name : (gone[0] ?? set.name)] : others;
+  const others = namesOf(given(role)).filter((name) => !means(name, set, folderOf(given)));
+  const names = wanted ? [...others, set.name] : others;
   const first = wanted && ROLES.every((each) => namesOf(given(each)).length === 0);
   if (first) return { [role]: [set.name], [FOLDER]: set.folder === USUAL_FOLDER ? undefined : set.folder };
   return { [role]: names.length ? names : undefined };
