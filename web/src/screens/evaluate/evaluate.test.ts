@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { changed, placeOf, table, verdict, type Model } from "./measures";
+import { changed, placeOf, shortModel, table, verdict, type Model } from "./measures";
 import { FRESH, heldOut, missing, valuesOf } from "./plan";
 
 const facts = (value: number, better: "higher" | "lower" = "higher", detail = false) => ({
@@ -59,6 +59,11 @@ describe("results", () => {
     const found = changed([item(0, 0.5), item(1, 0), item(0, 1), item(null, 1), item(1, 1)], 1);
     expect(found.better.map((each) => each.after_score)).toEqual([1]);
     expect(found.worse.map((each) => each.after_score)).toEqual([0]);
+  });
+  it("call models by their own names", () => {
+    expect(shortModel("base /a/models/tiny + /r/one")).toBe("base tiny + one");
+    expect(shortModel("/r/one/checkpoint-20: 5 %")).toBe("one/checkpoint-20: 5 %");
+    expect(shortModel("org/name")).toBe("org/name");
   });
   it("lie in the run", () => {
     expect(placeOf("/data/runs/tickets/evaluation/20260101-1")).toEqual({ run: "tickets", name: "20260101-1" });

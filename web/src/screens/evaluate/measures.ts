@@ -66,6 +66,18 @@ export function table(models: readonly Model[], details: boolean): Row[] {
     .filter((row) => details || !row.detail);
 }
 
+/** Models without the folders that they lie in: "base /models/tiny" -> "base tiny"; of a checkpoint its run, too. */
+export function shortModel(text: string): string {
+  return text
+    .split(" ")
+    .map((word) => {
+      if (!word.startsWith("/")) return word;
+      const parts = word.split("/");
+      return parts.slice(parts.at(-1)?.startsWith("checkpoint-") ? -2 : -1).join("/");
+    })
+    .join(" ");
+}
+
 /** Digits as the command line has them. */
 export function digits(value: number): number {
   const size = Math.abs(value);
