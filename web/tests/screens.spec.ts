@@ -1,10 +1,12 @@
 /** Every screen in both languages, both themes and two widths: no serious fault for axe, nothing sticks out, a picture. */
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { join, resolve } from "node:path";
 import type { Page } from "@playwright/test";
 import { expect, open, test } from "./page";
 import { furnish, type Furniture } from "./furniture";
 
+const PICTURES = process.env["PICTURES"] && resolve(import.meta.dirname, "../..", process.env["PICTURES"]);
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf-8");
 const LANGUAGES = ["en", "zh"] as const;
 const THEMES = ["light", "dark"] as const;
@@ -65,9 +67,7 @@ for (const [name, address] of Object.entries(SCREENS)) {
           expect
             .soft(raw.match(/\b(common|start|run|runs|data|chat|queue|settings|export|evaluate)\.[a-z]\w+/g), where)
             .toBeNull();
-          if (process.env["PICTURES"]) {
-            await page.screenshot({ path: `${process.env["PICTURES"]}/${name}-${language}-${theme}-${width}.png` });
-          }
+          if (PICTURES) await page.screenshot({ path: join(PICTURES, `${where.replaceAll(" ", "-")}.png`) });
         }
       }
     });

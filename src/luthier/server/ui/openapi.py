@@ -1,8 +1,10 @@
-"""The description of the interface: every shape, whether a path returns it already or not."""
+"""The description of the interface: every shape, and every path in one table."""
 
 from __future__ import annotations
 
+import tempfile
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
@@ -14,7 +16,7 @@ from luthier.server.ui.shapes.common import Asked
 
 
 def document() -> dict[str, Any]:
-    """Return an OpenAPI document whose components are all shapes."""
+    """Return an OpenAPI document whose components are all shapes; of requests what may be left out is optional."""
     found: list[tuple[type[BaseModel], Any]] = []
     for each in iter_modules(shapes.__path__):
         module = import_module(f"{shapes.__name__}.{each.name}")
@@ -30,3 +32,20 @@ def document() -> dict[str, Any]:
         "paths": {},
         "components": {"schemas": dict(sorted(schema["$defs"].items()))},
     }
+
+
+def table() -> str:
+    """Return the paths as a table in Markdown."""
+    from luthier.server.ui.app import make_app
+    from luthier.server.ui.run import Options, make_state
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        state = make_state(Options(runs=folder / "runs", token_file=folder / "token"))
+        paths = make_app(state).openapi()["paths"]
+    rows = [
+        f"| {method.upper()} | `{path.removeprefix('/api')}` | {facts.get('summary', '')} |"
+        for path, methods in paths.items()
+        for method, facts in methods.items()
+    ]
+    return "\n".join(["| | path below /api | |", "|---|---|---|", *rows])
