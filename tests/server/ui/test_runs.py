@@ -265,6 +265,26 @@ def test_damaged_files_do_not_hide_a_run(page: Page, broken: str) -> None:
     assert page.get("/compare", runs="a")["runs"][0]["id"] == "a"
 
 
+def test_a_run_that_waits(page: Page) -> None:
+    (page.data / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    values = {
+        **SETTINGS,
+        "data": {"dataset": [str(page.data / "rows.jsonl")]},
+        "train": {},
+        "model": {"model_name_or_path": "m"},
+    }
+    asked = {"request_id": "request-1", "kind": "train", "name": "one", "when": "hold", "values": values}
+    run = page.post("/jobs", asked)["run"]
+    found = page.get(f"/runs/{run}")
+    assert (found["state"], found["job"], found["blocker"]) == ("queued", "request-1", "it has not begun yet")
+    assert found["config"]["tuning"]["rank"] == 8
+    assert page.get(f"/runs/{run}/curves")["curves"] == page.get(f"/runs/{run}/files") == []
+    assert page.get(f"/runs/{run}/log")["lines"] == page.get(f"/runs/{run}/samples")["groups"] == []
+    assert page.post(f"/runs/{run}/action", {"action": "resume", "request_id": "x"}, 422)["field"] == "request_id"
+    assert page.post(f"/runs/{run}/action", {"action": "stop"})["state"] == "never started"
+    page.get(f"/runs/{run}", 404)
+
+
 def test_machine_and_doctor(page: Page) -> None:
     found = page.get("/machine")
     assert 0 < found["memory_available"] <= found["memory_total"]

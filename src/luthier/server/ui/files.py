@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 
 from luthier.server.ui.failures import Refused
 from luthier.server.ui.roots import open_below
+from luthier.server.ui.run_detail import folder_of
 from luthier.server.ui.shapes.runs import FileEntry
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/files", summary="Files of a run")
     def files(id: str) -> list[FileEntry]:
-        return list_files(state.roots.run(id))
+        return list_files(folder_of(state, id))
 
     @router.get("/runs/{id}/files/{path:path}", summary="Download a file", response_class=Response)
     async def download(id: str, path: str, request: Request) -> Response:

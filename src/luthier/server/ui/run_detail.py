@@ -13,7 +13,7 @@ from luthier.runs import logs
 from luthier.runs.manifest import damage
 from luthier.runs.process import Identity
 from luthier.runs.store import checkpoint_step, list_checkpoints, read_status
-from luthier.runs.trash import sizes_below
+from luthier.runs.trash import is_one_name, sizes_below
 from luthier.server.ui.failures import missing
 from luthier.server.ui.shapes.runs import Checkpoint, Finding, RunDetail, RunRow
 
@@ -46,6 +46,12 @@ def row_of(found: Row, job: JobView | None = None) -> RunRow:
     if job is not None and job.state == "stopping" and found.state in WORKING:
         fields["state"] = "stopping"
     return RunRow.model_validate(fields)
+
+
+def folder_of(state: State, id: str) -> Path:
+    """Return the folder of a run; of one that waits, where it will be. Raises Refused where there is none."""
+    waits = is_one_name(id) and not (state.roots.runs / id).exists() and state.index.row(id) is not None
+    return state.roots.runs / id if waits else state.roots.run(id)
 
 
 def detail(state: State, caches: Caches, id: str) -> RunDetail:

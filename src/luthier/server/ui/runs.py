@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import APIRouter, Query, Response
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from luthier.core.masking import mask_text
@@ -18,7 +19,7 @@ from luthier.runs.sample_index import Order, choose
 from luthier.runs.store import FINAL_STATES, list_checkpoints, read_status
 from luthier.server.ui.failures import Refused, missing
 from luthier.server.ui.job_specs import spec_of
-from luthier.server.ui.run_detail import checkpoints, detail, row_of
+from luthier.server.ui.run_detail import checkpoints, detail, folder_of, row_of
 from luthier.server.ui.shapes.jobs import NewJob
 from luthier.server.ui.shapes.runs import (
     Checkpoint,
@@ -120,8 +121,12 @@ def _add_one(router: APIRouter, state: State, caches: Caches) -> None:
 
     @router.post("/runs/{id}/action", summary="Pause, stop, kill, save or resume")
     async def act(id: str, body: RunAction) -> RunDetail:
+        before = await run_in_threadpool(detail, state, caches, id)
         await run_in_threadpool(_act, state, id, body)
-        return await run_in_threadpool(detail, state, caches, id)
+        if state.index.row(id) is not None:
+            return await run_in_threadpool(detail, state, caches, id)
+        # A run that waited and was cancelled is none any more.
+        return before.model_copy(update={"state": "never started", "reason": "cancelled before it began"})
 
     @router.delete("/runs/{id}", summary="Delete a run; dry_run says what goes")
     def delete(id: str, dry_run: bool = False) -> Deletion:  # noqa: FBT001
@@ -151,7 +156,12 @@ def _add_one(router: APIRouter, state: State, caches: Caches) -> None:
 def _act(state: State, id: str, asked: RunAction) -> None:
     """Do what is asked to a run, through its job where it has one. Raises Refused where that cannot be."""
     if asked.action == "resume":
-        new = NewJob(request_id=asked.request_id or secrets.token_hex(8), kind="train", resume=id, when="now")
+        request_id = asked.request_id or secrets.token_hex(8)
+        try:
+            new = NewJob(request_id=request_id, kind="train", resume=id, when="now")
+        except ValidationError as error:
+            said = "request_id: 8 to 64 letters, digits, _ and -"
+            raise Refused(422, "request_field", said, field="request_id") from error
         if state.jobs.find(new.request_id) is None:
             state.jobs.add(spec_of(state, new))
         return
@@ -179,7 +189,7 @@ def _add_parts(router: APIRouter, state: State, caches: Caches) -> None:
         to: float | None = None,
         points: Annotated[int, Query(ge=2, le=MOST_POINTS)] = 2000,
     ) -> Response:
-        run = state.roots.run(id)
+        run = folder_of(state, id)
         found = curves_of(caches, run, [name for name in names.split(",") if name][:MOST_NAMES], x, from_, to, points)
         return Response(found.model_dump_json(), media_type="application/json")
 
@@ -187,7 +197,7 @@ def _add_parts(router: APIRouter, state: State, caches: Caches) -> None:
     def log(
         id: str, after: int | None = None, before: int | None = None, limit: Annotated[int, Query(ge=1)] = 500
     ) -> LogPart:
-        return log_part(state.roots.run(id) / "log.txt", after, before, limit)
+        return log_part(folder_of(state, id) / "log.txt", after, before, limit)
 
     @router.get("/runs/{id}/samples", summary="Answers of a run")
     def samples(
@@ -197,7 +207,7 @@ def _add_parts(router: APIRouter, state: State, caches: Caches) -> None:
         start: Annotated[int, Query(ge=0)] = 0,
         count: Annotated[int, Query(ge=0, le=MOST_GROUPS)] = 20,
     ) -> SampleGroups:
-        index = caches.samples(state.roots.run(id))
+        index = caches.samples(folder_of(state, id))
         places = index.refresh()
         chosen = choose(places, step, _of(_ORDERS, order, "order"))
         return SampleGroups(
