@@ -143,7 +143,9 @@ export class Plot {
       },
       scales: {
         x: { time: false, range: (_, min, max) => now().zoom ?? wide(min, max) },
-        y: view.log ? { distr: 3, range: (_, min, max) => logRange(min, max) } : {},
+        y: view.log
+          ? { distr: 3, range: (_, min, max) => logRange(min, max) }
+          : { range: (_, min, max) => linearRange(min, max) },
       },
       axes: [
         { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((value) => now().showX(value)) },
@@ -226,6 +228,13 @@ export class Plot {
 function wide(min: number | null, max: number | null): [number, number] {
   if (min == null || max == null) return [0, 1];
   return min === max ? [min - 0.5, max + 0.5] : [min, max];
+}
+
+/** Room above and below; a line that is level stands in the middle. */
+function linearRange(min: number | null, max: number | null): uPlot.Range.MinMax {
+  if (min == null || max == null) return [0, 1];
+  const room = Math.abs(min) * 0.1 || 1;
+  return min === max ? [min - room, max + room] : uPlot.rangeNum(min, max, 0.1, true);
 }
 
 function logRange(min: number | null, max: number | null): uPlot.Range.MinMax {

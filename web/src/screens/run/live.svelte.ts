@@ -12,6 +12,9 @@ const PREPARING = new Set(["queued", "starting"]);
 /** About 2,000 buckets of two points. */
 export const POINTS = 4000;
 
+/** Whether it has a folder; a run that waits has settings and nothing else. */
+export const hasBegun = (detail: RunDetail): boolean => Object.keys(detail.status).length > 0;
+
 export class LiveRun {
   readonly path: string;
   readonly detail: Resource<RunDetail>;
@@ -80,7 +83,7 @@ export class LiveRun {
     if (found.job && (PREPARING.has(found.state) || (isAtWork(found.state) && !found.step)))
       await this.#askJob(found.job);
     else this.job = null;
-    if (this.connection === "ended" && isAtWork(found.state)) this.#stream?.again();
+    if (this.connection === "ended" && isAtWork(found.state) && hasBegun(found)) this.#stream?.again();
   }
 
   /** Begin anew, with other metrics or another x. */
@@ -145,7 +148,7 @@ export class LiveRun {
   async #begin(): Promise<number | "over" | null> {
     await this.refresh();
     const found = this.detail.value;
-    if (this.gone) return "over";
+    if (this.gone || (found && !hasBegun(found))) return "over";
     if (!found || this.detail.away || this.detail.problems.length) return null;
     try {
       const names = this.wanted(found.metrics);
@@ -166,7 +169,7 @@ export class LiveRun {
       return curves.lastSeq;
     } catch (error) {
       if (error instanceof Refusal && error.away) return null;
-      // It waits in the queue and has no folder yet, or has none any more: the next look at it tells.
+      // Its folder went away just now: the next look at it tells.
       if (error instanceof Refusal && error.status === 404) return "over";
       this.problems = problemsOf(error);
       return null;
