@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mimetypes
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ _KINDS = {
     ".webmanifest": "application/manifest+json",
     ".woff2": "font/woff2",
 }
+
+
+_COMPRESSED = {"text/javascript", "text/css", "text/html"}
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ def _accepted(header: str) -> set[str]:
 
 
 def _read(folder: Path) -> dict[str, _File]:
-    """Return path -> file, with the compressed forms that lie beside a file as forms of it."""
+    """Return path -> file, with the compressed forms that lie beside a file as forms of it, and one of gzip."""
     files: dict[str, _File] = {}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     for path in paths:
@@ -118,4 +122,7 @@ def _read(folder: Path) -> dict[str, _File]:
         plain = files.get(path.relative_to(folder).with_suffix("").as_posix())
         if path.suffix in _ENCODINGS and plain is not None:
             plain.bodies[_ENCODINGS[path.suffix]] = path.read_bytes()
+    for plain in files.values():
+        if plain.kind in _COMPRESSED:
+            plain.bodies.setdefault("gzip", gzip.compress(plain.bodies[""], mtime=0))
     return files
