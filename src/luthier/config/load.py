@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
@@ -66,11 +67,17 @@ class Loaded:
         return str(self.places.get(key, "default"))
 
 
+_BUILDING = threading.RLock()
+"""One validator at a time: it parses its class's source, and CPython 3.11 counts the depth of that for all threads
+together, so that two at once end in SystemError."""
+
+
 @cache
 def adapter(cls: type) -> TypeAdapter[Any]:
     """Return the validator of a settings class."""
-    cls.__pydantic_config__ = _STRICT  # pyright: ignore[reportAttributeAccessIssue]
-    return TypeAdapter(cls)
+    with _BUILDING:
+        cls.__pydantic_config__ = _STRICT  # pyright: ignore[reportAttributeAccessIssue]
+        return TypeAdapter(cls)
 
 
 @cache

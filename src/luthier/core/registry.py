@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -37,7 +38,8 @@ class Registry(Generic[T]):
     def __init__(self, what: str, package: str) -> None:
         self.what, self.package = what, package
         self._items: dict[str, T] = {}
-        self._discovered = False
+        self._begun = self._discovered = False
+        self._discovering = threading.RLock()
 
     def register(self, *names: str) -> Callable[[Item], Item]:
         """Decorate a class or function to put it on the shelf; several names may share it."""
@@ -96,7 +98,14 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
+        with self._discovering:  # other threads wait for the whole shelf
+            if self._begun:  # here already, further up: a module of the shelf looks something up
+                return
+            self._begun = True
+            self._fill()
+            self._discovered = True
+
+    def _fill(self) -> None:
         package = importlib.import_module(self.package)
         modules = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
         for module in modules:
