@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from luthier.export.source import Source
 
 NUM_PROMPTS = 8
+USUAL_LOGIT = 10.0
+"""Logits up to this size may differ by LIMITS, larger ones by more in proportion."""
 LIMITS = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Most that a logit may move by what the file's number format rounds."""
 _OWN = frozenset(
@@ -104,22 +106,27 @@ def check_reload(folder: Path, source: Source, logits_of: LogitsOf | None) -> Ch
     stored = _stored_dtype(folder)
     allowed = LIMITS.get(stored, 0.5)
     name = str(stored).removeprefix("torch.")
-    limit = f"every weight finds its place; logits within {allowed:g} of the model with its adapter on ({name})"
+    limit = f"every weight finds its place; logits within {{:.2g}} of the model with its adapter on ({name})"
     disable_progress_bar()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
     model, info = getattr(transformers, kind).from_pretrained(folder, **options)
     lost = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
     if lost:
-        return Check("reload", False, f"{len(lost)} weights do not find their place, the first is {lost[0]}", limit)
+        said = f"{len(lost)} weights do not find their place, the first is {lost[0]}"
+        return Check("reload", False, said, limit.format(allowed))
     if logits_of is None:
-        return Check("reload", True, "every weight finds its place; logits were not compared", limit)
+        return Check("reload", True, "every weight finds its place; logits were not compared", limit.format(allowed))
     prompts = prompts_of(source.tokenizer, source.facts.get_text_config().vocab_size)
     with torch.inference_mode():
         found = [model.eval()(input_ids=torch.tensor([ids])).logits[0].float() for ids in prompts]
     del model
-    gap = max(_farthest(a, b) for a, b in zip(found, logits_of(prompts), strict=True))
+    wanted = logits_of(prompts)
+    gap = max(_farthest(a, b) for a, b in zip(found, wanted, strict=True))
+    # Numbers are rounded in proportion to their size.
+    allowed *= max(1.0, max(float(each.abs().max()) for each in wanted) / USUAL_LOGIT)
     shown = f"logits of {len(prompts)} prompts differ by at most {gap:.2g}"
-    return Check("reload", gap <= allowed, shown, limit, {"prompts": len(prompts), "worst_logit": gap})
+    numbers = {"prompts": len(prompts), "worst_logit": gap}
+    return Check("reload", gap <= allowed, shown, limit.format(allowed), numbers)
 
 
 def _farthest(found: Tensor, wanted: Tensor) -> float:
