@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { addressOf } from "./address";
 import { brief, whole } from "./brief";
 import { cutAt, lengthOf } from "./lengths";
+import { FoundRows } from "./found.svelte";
 import { RowPages } from "./pages.svelte";
 import { entryOf, questionOf } from "./roles";
 
@@ -113,6 +114,27 @@ describe("pages of rows", () => {
     expect(asked).toEqual(["0+100", "50000+100", "50100+100"]);
     expect(pages.total).toBe(ROWS);
     expect(pages.row(70_000)).toBeUndefined();
+  });
+
+  it("that a search finds are told apart from those around them, as far as they are looked at", async () => {
+    const found = new FoundRows({ dataset: "a", folder: "f" }, "x");
+    vi.stubGlobal("fetch", (address: string) => {
+      const start = Number(new URL(address, "http://x").searchParams.get("start"));
+      asked.push(String(start));
+      // One hit in a thousand rows; the server stops after 50,000 of them.
+      const places = Array.from({ length: 50 }, (_, i) => start + i * 1000 + 7);
+      const rest = { rows: places.map((n) => ({ n })), lines: places.map((n) => n + 1), total: ROWS, columns: [] };
+      const page = { start, ...rest, places, broken: [1], problems: ["cut"], stopped: start ? null : 50_000 };
+      return Promise.resolve(new Response(JSON.stringify(page)));
+    });
+    found.want(0, 20);
+    await vi.waitFor(() => expect(found.counting).toBe(false));
+    expect(asked).toEqual(["0", "50000"]);
+    expect(found.total).toBe(100);
+    expect(found.row(51)).toEqual({ place: 51_007, line: 51_008, value: { n: 51_007 }, broken: "cut" });
+    expect(found.at(51_007)?.line).toBe(51_008);
+    expect(found.indexOf(99_007)).toBe(99);
+    expect(found.at(5)).toBeUndefined();
   });
 
   it("find the row of a line with few questions", async () => {

@@ -2,6 +2,7 @@
 import { untrack } from "svelte";
 import { get, problemsOf, Refusal } from "../../lib/api/client";
 import type { Problem, Shapes } from "../../lib/api/shapes";
+import { t } from "../../lib/words.svelte";
 import { asQuery, type Chosen } from "./address";
 
 export const PAGE = 100;
@@ -9,13 +10,41 @@ const KEPT = 40;
 const COUNT_AGAIN = 1500;
 
 export interface SeenRow {
+  /** Among the rows of the file, from 0 on. */
   place: number;
   line: number;
   value: unknown;
-  broken: boolean;
+  /** Why it is no row; empty where it is one. */
+  broken: string;
 }
 
-export class RowPages {
+/** A list of rows, of which those in view are fetched: all of a file, or those that a search finds. */
+export interface RowList {
+  readonly total: number;
+  readonly counting: boolean;
+  readonly problems: Problem[];
+  row(index: number): SeenRow | undefined;
+  /** The row at a place of the file, where it is there. */
+  at(place: number): SeenRow | undefined;
+  indexOf(place: number): number;
+  want(first: number, end: number): void;
+  retry(): void;
+  close(): void;
+}
+
+/** A row of a page. */
+export function seen(page: Shapes["RowPage"], at: number): SeenRow | undefined {
+  if (at >= page.rows.length) return undefined;
+  const bad = (page.broken ?? []).indexOf(at);
+  return {
+    place: page.places?.[at] ?? page.start + at,
+    line: page.lines[at] ?? 0,
+    value: page.rows[at],
+    broken: bad < 0 ? "" : (page.problems?.[bad] ?? "") || t("data.brokenHelp"),
+  };
+}
+
+export class RowPages implements RowList {
   /** Rows in all; while they are being counted, those that are known. */
   total = $state(0);
   counting = $state(true);
@@ -28,21 +57,19 @@ export class RowPages {
   #abort = new AbortController();
   #timer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(
-    readonly chosen: Chosen,
-    readonly search = "",
-  ) {}
+  constructor(readonly chosen: Chosen) {}
 
   row(index: number): SeenRow | undefined {
     const page = this.#pages.get(Math.floor(index / PAGE));
-    const at = index % PAGE;
-    if (!page || at >= page.rows.length) return undefined;
-    return {
-      place: index,
-      line: page.lines[at] ?? 0,
-      value: page.rows[at],
-      broken: (page.broken ?? []).includes(at),
-    };
+    return page && seen(page, index % PAGE);
+  }
+
+  at(place: number): SeenRow | undefined {
+    return this.row(place);
+  }
+
+  indexOf(place: number): number {
+    return place;
   }
 
   /** Fetch what of [first, end) is not there yet, a moment later: quick scrolling asks for nothing on the way. */
@@ -67,6 +94,7 @@ export class RowPages {
 
   /** Place of the row that begins on a line of the file, or of the last one before it. */
   async find(line: number): Promise<number> {
+    if (!this.total) this.#take(0, await this.#get(0, PAGE));
     let [low, high] = [0, Math.max(0, this.total - 1)];
     let guess = Math.min(high, Math.max(0, line - 1));
     while (low <= high) {
@@ -81,7 +109,7 @@ export class RowPages {
   }
 
   #get(start: number, count: number): Promise<Shapes["RowPage"]> {
-    const query = { ...asQuery(this.chosen), start, count, search: this.search || null };
+    const query = { ...asQuery(this.chosen), start, count };
     return get<Shapes["RowPage"]>("/data/rows", query, this.#abort.signal);
   }
 
