@@ -48,6 +48,7 @@ export const en = {
   chat: "Chat",
   export: "Export",
   delete: "Delete",
+  forget: "Take off the list",
   asked: "Asked for; it happens after the step that is running.",
   moreActions: "More",
   // Charts
@@ -192,6 +193,7 @@ export const zh: typeof en = {
   chat: "对话",
   export: "导出",
   delete: "删除",
+  forget: "从列表移除",
   asked: "已提交,将在当前步结束后执行。",
   moreActions: "更多",
   charts: "曲线",
