@@ -21,6 +21,8 @@ interface Draft {
   notes: string;
   tags: string[];
   preset: { name: string; values: Values } | null;
+  /** Request id of the start, so that two tabs with one draft start one training. */
+  start: string;
 }
 
 interface Asked {
@@ -185,15 +187,26 @@ export class TrainingForm {
     return this.#look();
   }
 
-  /** What to start. The same settings asked for again are the same start, whatever happened to the first request. */
+  /** What to start. The same settings asked for again, here or in another tab, are the same start. */
   job(when: NonNullable<NewJob["when"]>, resume: string | null): NewJob {
     const { name, notes, tags } = this;
-    const what = { ...(resume === null && this.asked()), name: name.trim(), notes, tags, when, resume };
-    const of = JSON.stringify(what);
-    if (this.#start.of !== of) this.#start = { id: newRequestId(), of };
     const known = this.estimate !== null && !this.estimateIsOld;
-    const options = known ? { memory_bytes: this.estimate?.peak_bytes } : {};
-    return { ...what, options, request_id: this.#start.id, kind: "train" };
+    return {
+      ...(resume === null && this.asked()),
+      ...{ kind: "train", name: name.trim(), notes, tags, when, resume },
+      options: known ? { memory_bytes: this.estimate?.peak_bytes } : {},
+      request_id: `${this.#startId()}-${when}`,
+    };
+  }
+
+  #startId(): string {
+    const of = this.#content();
+    if (this.#start.of !== of) this.#start = { id: newRequestId(), of };
+    return this.#start.id;
+  }
+
+  #content(): string {
+    return JSON.stringify([this.asked(), this.name.trim(), this.notes, this.tags]);
   }
 
   /** It has begun: another start is another one, and there is nothing to keep. */
@@ -208,7 +221,9 @@ export class TrainingForm {
   restore(): boolean {
     const kept = readDraft(this.draft);
     if (!kept) return false;
-    Object.assign(this, kept);
+    const { start, ...draft } = kept;
+    Object.assign(this, draft);
+    this.#start = { id: start, of: this.#content() };
     this.#changed();
     return true;
   }
@@ -295,6 +310,7 @@ export class TrainingForm {
     const { values, text, leads, name, notes, tags, preset } = this;
     const kept: Draft = {
       ...{ name, notes, tags, preset, leads },
+      start: this.#startId(),
       values: withoutSecrets(values),
       text: leads === "text" ? textWithoutSecrets(text) : "",
     };
@@ -309,7 +325,7 @@ export class TrainingForm {
 function readDraft(key: string): Draft | null {
   try {
     const kept = JSON.parse(localStorage.getItem(key) ?? "null") as Draft | null;
-    return kept && typeof kept.values === "object" && typeof kept.text === "string" ? kept : null;
+    return kept && typeof kept.values === "object" && typeof kept.text === "string" && kept.start ? kept : null;
   } catch {
     return null;
   }

@@ -158,6 +158,20 @@ describe("starting", () => {
     expect(form.job("now", null).request_id).not.toBe(second.request_id);
   });
 
+  it("is one start in two tabs that show one draft", async () => {
+    const one = new TrainingForm(DRAFT);
+    one.set("train.seed", 3);
+    one.name = "mine";
+    await vi.advanceTimersByTimeAsync(1000);
+    const other = new TrainingForm(DRAFT);
+    other.restore();
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(other.job("now", null).request_id).toBe(one.job("now", null).request_id);
+    expect(other.job("queue", null).request_id).not.toBe(one.job("now", null).request_id);
+    other.set("train.seed", 4);
+    expect(other.job("now", null).request_id).not.toBe(one.job("now", null).request_id);
+  });
+
   it("sends no settings where a run goes on", () => {
     const form = new TrainingForm(DRAFT);
     form.set("train.seed", 3);
