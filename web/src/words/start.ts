@@ -5,7 +5,8 @@ export const en = {
   loadYaml: "Load YAML…",
   dropHere: "Drop the file: its settings replace those of the form. LLaMA-Factory's files work, too.",
   fileTooLarge: "{name} is larger than 1 MB; a file of settings is not. Nothing was loaded.",
-  resuming: "Goes on with {name} from its newest checkpoint (it reached step {step}), with the settings that it began with.",
+  resuming:
+    "Goes on with {name} from its newest checkpoint (it reached step {step}), with the settings that it began with.",
   changeInstead: "Change settings in a new run",
   copying: "Settings of {name}. Change what shall differ; its own folder stays as it is.",
   copyOf: "{name}, again",
