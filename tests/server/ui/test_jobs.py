@@ -218,6 +218,11 @@ def test_evaluate_export_and_serve_are_the_lines_that_a_person_would_write(
         "export.export_verify=false", "--json"]  # fmt: skip
     body = {"request_id": "export-2", "kind": "export", "sources": ["a-run/checkpoint-3"], "when": "hold"}
     assert f"export.export_dir={run / 'export/checkpoint-3-merged'}" in argv(page.post("/jobs", body))
+    elsewhere = str(run / "export/checkpoint-3-merged-2")
+    body = {**body, "request_id": "export-3", "values": {"export": {"export_dir": elsewhere}}}
+    assert [each for each in argv(page.post("/jobs", body)) if "export_dir" in each] == [
+        f"export.export_dir={elsewhere}"
+    ]
     body = {"request_id": "serve-01", "kind": "serve", "sources": [model], "when": "hold",
             "options": {"adapters": {"mine": "a-run"}}}  # fmt: skip
     page.post("/jobs", body)

@@ -129,7 +129,8 @@ def _export(state: State, asked: NewJob) -> JobSpec:
     options = asked.options
     given = {"export_format": options.get("format"), "export_dtype": options.get("dtype"),
              "export_quantize": options.get("quantize"), "export_verify": options.get("verify")}  # fmt: skip
-    if source.path is None or not is_run(source.path):
+    named = (asked.values or {}).get("export", {}).get("export_dir")
+    if not named and (source.path is None or not is_run(source.path)):
         given["export_dir"] = str(_export_folder(state, source, str(options.get("format") or "merged")))
     overrides = [f"export.{key}={as_yaml(value)}" for key, value in given.items() if value is not None]
     settings = _more_settings(state, asked, source, overrides)

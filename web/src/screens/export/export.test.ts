@@ -54,6 +54,7 @@ describe("exports", () => {
   it("of all forms of a checkpoint are told apart", () => {
     const found = exportsOf([file("export/checkpoint-5/merged/config.json"), file("export/checkpoint-5/gguf/m.gguf")]);
     expect(found.map((each) => each.folder).sort()).toEqual(["checkpoint-5/gguf", "checkpoint-5/merged"]);
+    expect(freeName("checkpoint-5", found)).toBe("checkpoint-5-2");
   });
   it("have commands, but not those that did not pass", () => {
     const [merged, gguf] = exportsOf(files);

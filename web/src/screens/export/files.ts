@@ -102,7 +102,7 @@ export function uses(found: Exported, root: string, run: string, base: string): 
 
 /** A name for the next export that no folder has. */
 export function freeName(wanted: string, taken: readonly Exported[]): string {
-  const there = new Set(taken.map((each) => each.folder));
+  const there = new Set(taken.map((each) => each.folder.split("/")[0]));
   let number = 1;
   while (there.has(number === 1 ? wanted : `${wanted}-${number}`)) number++;
   return number === 1 ? wanted : `${wanted}-${number}`;
