@@ -13,7 +13,7 @@ test.beforeAll(async ({ server }) => {
 });
 
 /** Start a training that takes a while; return its run. */
-async function begin(server: Server, steps = 400): Promise<string> {
+async function begin(server: Server, steps = 1500): Promise<string> {
   const train = { max_steps: steps, logging_steps: 1, save_steps: 50, per_device_train_batch_size: 1 };
   const job = await server.ask<{ id: string }>("POST", "/jobs", {
     request_id: crypto.randomUUID(),
@@ -36,7 +36,7 @@ async function begin(server: Server, steps = 400): Promise<string> {
 }
 
 const state = (page: Page) => page.getByTestId("state");
-const step = async (page: Page) => Number((await page.getByTestId("figure-step").innerText()).split(/\D/)[0]);
+const step = async (page: Page) => Number(/\d+/.exec(await page.getByTestId("progress").first().innerText())?.[0] ?? 0);
 
 async function reaches(page: Page, least: number): Promise<void> {
   await expect.poll(() => step(page), { timeout: 90_000 }).toBeGreaterThanOrEqual(least);
@@ -149,7 +149,7 @@ test("rows with markup and a broken line are text", async ({ page, server }) => 
     join(server.data, "evil.jsonl"),
     `${JSON.stringify(evil)}\n{"instruction": "cut\n${JSON.stringify(evil)}\n`,
   );
-  await open(page, server, `/data/evil.jsonl?folder=${encodeURIComponent(server.data)}`);
+  await open(page, server, `/data?dataset=evil.jsonl&folder=${encodeURIComponent(server.data)}`);
   await expect(page.getByText("window.evil=1").first()).toBeVisible();
   expect(await page.evaluate(() => (window as unknown as { evil?: number }).evil)).toBeUndefined();
 });

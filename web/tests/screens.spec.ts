@@ -23,7 +23,7 @@ const SCREENS: Record<string, () => string> = {
   run: () => `/run/${there.run}`,
   compare: () => `/compare?runs=${there.run},${there.other}`,
   data: () => "/data",
-  rows: () => `/data/${encodeURIComponent(there.dataset)}?folder=${encodeURIComponent(there.folder)}`,
+  rows: () => `/data?dataset=${there.dataset}&folder=${encodeURIComponent(there.folder)}`,
   evaluate: () => "/evaluate",
   chat: () => "/chat",
   export: () => "/export",
