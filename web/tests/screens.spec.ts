@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import type { Page } from "@playwright/test";
-import { expect, open, test } from "./page";
+import { expect, open, settled, test } from "./page";
 import { furnish, type Furniture } from "./furniture";
 
 const PICTURES = process.env["PICTURES"] && resolve(import.meta.dirname, "../..", process.env["PICTURES"]);
@@ -57,8 +57,7 @@ for (const [name, address] of Object.entries(SCREENS)) {
         for (const width of WIDTHS) {
           await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
           await page.setViewportSize({ width, height: 900 });
-          await open(page, server, address());
-          await page.waitForLoadState("networkidle").catch(() => {});
+          await settled(page, () => open(page, server, address()));
           const where = `${name} ${language} ${theme} ${width}`;
           const sideways = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
           expect.soft(sideways, `${where} scrolls sideways`).toBeLessThanOrEqual(0);

@@ -1,6 +1,6 @@
 /** A real `luthier ui` on a free port, with folders of its own. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
@@ -67,8 +67,29 @@ export class Server {
     return new URL(this.link).origin;
   }
 
+  /** What lets somebody in now: it may have been changed since the link was printed. */
   get token(): string {
-    return new URLSearchParams(new URL(this.link).hash.slice(1)).get("token") ?? "";
+    return readFileSync(join(this.folder, "token"), "utf-8").trim();
+  }
+
+  /** A file of a run's folder. */
+  file(run: string, name: string): string {
+    return join(this.runs, run, name);
+  }
+
+  /** What a run's folder says about it. */
+  status(run: string): { state: string; step: number; pid: number } {
+    return JSON.parse(readFileSync(this.file(run, "status.json"), "utf-8")) as ReturnType<Server["status"]>;
+  }
+
+  /** Steps whose loss a run has written down, in the order of the file. */
+  steps(run: string): number[] {
+    return readFileSync(this.file(run, "events.jsonl"), "utf-8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as { kind: string; step: number })
+      .filter(({ kind }) => kind === "train")
+      .map(({ step }) => step);
   }
 
   /** Ask the interface as a script does. */
