@@ -4,7 +4,7 @@ export default defineConfig({
   testDir: "tests",
   fullyParallel: false,
   workers: 1,
-  timeout: 120_000,
+  timeout: 240_000,
   reporter: [["list"]],
   use: {
     viewport: { width: 1280, height: 800 },

@@ -85,7 +85,7 @@ test("a tab that was hidden shows what it missed", async ({ page, server }) => {
   await open(page, server, `/run/${run}`);
   await reaches(page, 5);
   await hide(true);
-  await expect.poll(() => server.status(run).state, { timeout: 90_000 }).toBe("done");
+  await expect.poll(() => server.status(run).state, { timeout: 180_000 }).toBe("done");
   expect(await page.getByTestId("state").getAttribute("data-state")).not.toBe("done");
   await hide(false);
   await becomes(page, "done", 10_000);

@@ -23,7 +23,7 @@ export async function begin(server: Server, model: string, steps: number): Promi
 }
 
 /** The run's state must be this one, and become so in time. */
-export async function becomes(page: Page, state: string, timeout = 90_000): Promise<void> {
+export async function becomes(page: Page, state: string, timeout = 180_000): Promise<void> {
   await expect(page.getByTestId("state")).toHaveAttribute("data-state", state, { timeout });
 }
 
@@ -31,7 +31,7 @@ export async function becomes(page: Page, state: string, timeout = 90_000): Prom
 export async function reaches(page: Page, least: number): Promise<void> {
   const bar = page.getByTestId("progress").first();
   const step = async () => Number(/\d+/.exec(await bar.innerText())?.[0] ?? 0);
-  await expect.poll(step, { timeout: 90_000 }).toBeGreaterThanOrEqual(least);
+  await expect.poll(step, { timeout: 180_000 }).toBeGreaterThanOrEqual(least);
 }
 
 /** The run whose page is shown. */
