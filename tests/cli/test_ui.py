@@ -106,6 +106,14 @@ def test_folders_that_everybody_may_change(tmp_path: Path) -> None:
         make_state(options(tmp_path))
 
 
+def test_a_folder_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_state(options(tmp_path))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: how != os.W_OK and may(path, how))
+    with pytest.raises(ConfigError, match="can only be read; choose another folder"):
+        make_state(options(tmp_path))
+
+
 def test_the_runs_folder_is_made_for_its_owner(tmp_path: Path) -> None:
     make_state(options(tmp_path))
     assert (tmp_path / "runs").stat().st_mode & 0o777 == 0o700

@@ -1,5 +1,6 @@
 """Jobs as processes: each begun once, found again after any crash, never taken for a stranger."""
 
+import errno
 import json
 import os
 import shutil
@@ -100,6 +101,20 @@ def test_stopped_as_asked(jobs: Jobs, action: str, code: int) -> None:
     assert jobs.act("stop-job1", action).state == "stopping"
     job = until(jobs, "stop-job1", "stopped")
     assert (job.exit_code, "asked" in job.reason) == (code, True)
+
+
+def test_a_full_disk_keeps_nobody_from_ending_a_job(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.add(spec("full-job1", SLEEPING))
+    until(jobs, "full-job1", "running")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFile, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            jobs.act("full-job1", "kill")
+    assert until(jobs, "full-job1", "crashed").exit_code == -signal.SIGKILL
 
 
 def test_the_whole_group_ends_with_a_job(jobs: Jobs) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from luthier.core.errors import RunError
 from luthier.runs import trash
+from luthier.runs.job_files import JobSpec
+from luthier.runs.jobs import Jobs
 from luthier.runs.process import Identity
 from luthier.runs.store import RunStore, is_run
 
@@ -169,3 +171,15 @@ def test_killed_in_between_there_is_a_run_or_an_entry(root: Path, code: str, poi
     found = root / "a" if (root / "a").exists() else trash.entries(root)[0].path
     assert files(found) == before
     assert (root / "a").exists() != bool(trash.entries(root))
+
+
+def test_a_run_that_a_job_is_about_to_go_on_with_stays(root: Path) -> None:
+    jobs = Jobs(root)
+    jobs.add(JobSpec(request_id="goes-on-1", kind="train", command=(sys.executable, "-c", ""), run="a"))
+    with pytest.raises(RunError, match="goes-on-1 .* cancel or stop it first") as caught:
+        trash.delete(root, "a")
+    assert caught.value.code == "run_locked"
+    assert is_run(root / "a")
+    jobs.act("goes-on-1", "cancel")
+    trash.delete(root, "a")
+    assert not is_run(root / "a")

@@ -368,9 +368,11 @@ def _kill(jobs: Jobs, job: JobFile) -> None:
 
 def _signal(job: JobFile, asked: Literal["stop", "kill"], reason: str) -> None:
     process = job.process()
-    job.write(replace(job.now, state="stopping", asked=asked, reason=reason))
-    if process is not None:
-        launch.send(process, _ASKED[asked], group=True)
+    try:
+        job.write(replace(job.now, state="stopping", asked=asked, reason=reason))
+    finally:  # where the disk is full it is to end all the more
+        if process is not None:
+            launch.send(process, _ASKED[asked], group=True)
 
 
 def _save(jobs: Jobs, job: JobFile) -> None:

@@ -7,16 +7,22 @@ import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RunError
 from luthier.core.faults import fault_point
 from luthier.core.log import printable
 from luthier.core.paths import sync_folder
-from luthier.runs.job_files import OWN
+from luthier.runs import queue
+from luthier.runs.job_files import ACTIVE, OWN, WAITING
+from luthier.runs.jobs import Jobs
 from luthier.runs.store import FINAL_STATES, list_checkpoints, read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 UNDO_SECONDS = 30.0
 _GOING = "going-"
@@ -61,17 +67,13 @@ def delete(root: Path, name: str) -> Entry:
     run = root / name
     if not is_one_name(name) or not (run.is_dir() or run.is_symlink()):
         raise RunError(f"there is no run called {printable(name)} in {root}", code="run_missing")
-    held = None if run.is_symlink() else _hold(run)
-    try:
+    with _unused(root, name), _held(run):
         trash = _folder(root)
         now = int(time.time())
         entry = Entry(trash / f"{now}-{secrets.token_hex(4)}-{name}", name, float(now))
         fault_point("trash.before")
         run.rename(entry.path)
         fault_point("trash.renamed")
-    finally:
-        if held is not None:
-            os.close(held)
     sync_folder(root)
     sync_folder(trash)
     return entry
@@ -140,6 +142,28 @@ def _entry(path: Path) -> Entry | None:
     when, _, rest = path.name.partition("-")
     _, _, run = rest.partition("-")
     return Entry(path, run, float(when)) if when.isdigit() and run else None
+
+
+@contextmanager
+def _unused(root: Path, name: str) -> Generator[None]:
+    """Keep jobs that train in a run from coming for the time of the block. Raises RunError where there is one."""
+    jobs = Jobs(root)
+    jobs.settle()
+    with queue.locked(root):
+        job = jobs.for_run(name)
+        if job is not None and job.state in (*WAITING, *ACTIVE):
+            raise RunError(f"job {job.id} ({job.state}) trains {name}; cancel or stop it first", code="run_locked")
+        yield
+
+
+@contextmanager
+def _held(run: Path) -> Generator[None]:
+    held = None if run.is_symlink() else _hold(run)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _hold(run: Path) -> int | None:

@@ -153,3 +153,17 @@ def test_the_token_is_nowhere_but_in_its_file(tmp_path: Path, caplog: pytest.Log
         for name in names:
             if name != "token":
                 assert token not in (Path(place) / name).read_bytes(), name
+
+
+def test_sessions_of_an_old_token_are_stale_wherever_they_are_kept(tmp_path: Path) -> None:
+    path, kept = tmp_path / "token", tmp_path / "token.sessions"
+    one, other = Sessions(path), Sessions(path)
+    cookie = one.start()
+    assert other.knows(cookie)
+    before = kept.read_bytes()
+    one.rotate()
+    assert not any(each.knows(cookie) for each in (one, other))
+    kept.write_bytes(before)  # as where the disk was too full to write it anew
+    assert not any(each.knows(cookie) for each in (one, other, Sessions(path)))
+    fresh = one.start()
+    assert other.knows(fresh)

@@ -141,6 +141,27 @@ def test_a_full_disk(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     assert there(page) == ["x.jsonl"]
 
 
+def test_an_upload_of_unknown_size_stops_before_the_disk_is_full(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    page.uploads.mkdir(parents=True, exist_ok=True)
+    free = [51_000_000]
+    monkeypatch.setattr(
+        "luthier.server.ui.uploads.shutil.disk_usage",
+        lambda _: type("Usage", (), {"total": 10**12, "free": free[0]}),
+    )
+    monkeypatch.setattr(uploads, "ROOM_BYTES", 10 * len(ROW))
+
+    async def receive() -> dict:
+        free[0] -= 50_000
+        return {"type": "http.request", "body": ROW, "more_body": True}
+
+    request = Request({"type": "http", "method": "PUT", "path": "/", "headers": []}, receive)  # pyright: ignore
+    with pytest.raises(Refused, match="49500000 bytes free"):
+        asyncio.run(uploads.receive(request, page.uploads / "x.jsonl", "x.jsonl", 10**6))
+    assert there(page) == []
+
+
 def test_leftovers_of_killed_servers_are_removed(page: Page) -> None:
     import os
 
@@ -151,6 +172,9 @@ def test_leftovers_of_killed_servers_are_removed(page: Page) -> None:
     os.utime(old, (0, 0))
     page.put("/data/uploads/y.jsonl", ROW)
     assert there(page) == [".part-fresh", "x.jsonl", "y.jsonl"]
+    os.utime(fresh, (0, 0))
+    with asking(page.data.parent) as again:
+        assert there(again) == ["x.jsonl", "y.jsonl"]
 
 
 def test_entries_go_with_their_file(page: Page) -> None:

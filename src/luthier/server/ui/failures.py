@@ -71,7 +71,7 @@ class Mistaken(ConfigError):
 
 def missing(what: str, name: object) -> Refused:
     """Return the reply to a question about something that is not there."""
-    return Refused(404, f"{what}_missing", f"there is no {what} called {printable(name)} here")
+    return Refused(404, f"{what.replace(' ', '_')}_missing", f"there is no {what} called {printable(name)} here")
 
 
 def reply(status: int, problems: Sequence[Problem], headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -112,6 +112,8 @@ def _own_folder(path: Path) -> Path:
         (found / OWN).mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"--runs {path} cannot be written to: {error.strerror}; choose another folder") from error
+    if not os.access(found, os.W_OK) or not os.access(found / OWN, os.W_OK):
+        raise ConfigError(f"--runs {path} can only be read; choose another folder, `luthier runs` shows what is in it")
     if found.stat().st_mode & stat.S_IWOTH:
         raise ConfigError(f"--runs {path}: everybody may change what is in it; say chmod o-w {found}")
     return found

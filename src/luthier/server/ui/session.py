@@ -75,19 +75,19 @@ class Sessions:
         value, now = secrets.token_urlsafe(32), time.time()
         living = sorted((until, name) for name, until in self._until.items() if until > now)
         self._until = {name: until for until, name in living[-(MOST_SESSIONS - 1) :]}
-        self._until[hashed(value)] = now + SESSION_SECONDS
+        self._until[self._key(value)] = now + SESSION_SECONDS
         self._write_sessions()
         return value
 
     def knows(self, cookie: str) -> bool:
         """Tell whether a cookie is of a session that lasts."""
         self._refresh()
-        return self._until.get(hashed(cookie), 0.0) > time.time()
+        return self._until.get(self._key(cookie), 0.0) > time.time()
 
     def end(self, cookie: str) -> None:
         """Forget a session."""
         self._refresh()
-        if self._until.pop(hashed(cookie), None) is not None:
+        if self._until.pop(self._key(cookie), None) is not None:
             self._write_sessions()
 
     def rotate(self) -> str:
@@ -104,6 +104,10 @@ class Sessions:
         except CookieError:
             return ""
         return found.value if found is not None else ""
+
+    def _key(self, cookie: str) -> str:
+        """Return the name of a session: of another token it is another one, whichever file or server still has it."""
+        return hashed(f"{self._token} {cookie}")
 
     def _write_token(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

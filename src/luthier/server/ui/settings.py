@@ -188,7 +188,11 @@ def _foreign_paths(config: RunConfig, roots: Roots) -> Iterator[Problem]:
         for each in _texts(value):
             if _leads_out(each, kinds, roots):
                 folders = ", ".join(str(root) for kind in kinds for root in roots.of(kind))
-                message = f"{key}: {printable(each)} is not below the folders that this page may use: {folders}"
+                remedy = " or ".join(f"--{kind}" for kind in kinds)
+                message = (
+                    f"{key}: {printable(each)} is not below the folders that this page may use: {folders}; "
+                    f"put it there, or start `luthier ui` with its folder ({remedy})"
+                )
                 yield Problem(code="path_outside", message=message, field=dotted)
 
 

@@ -36,7 +36,10 @@ TYPES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 NAMES = ".names.json"
 """Slug -> the name that a person gave the file."""
 PART = ".part-"
-STALE_SECONDS = 3600.0
+STALE_SECONDS = 600.0
+"""A part that nobody has written to for so long is of a server that was killed."""
+ROOM_BYTES = 8 << 20
+"""After so many bytes the disk is looked at again."""
 LONGEST_NAME = 200
 SPARE_SHARE, SPARE_BYTES = 0.05, 50_000_000
 """Of the disk, so much stays free."""
@@ -104,8 +107,8 @@ def check_room(folder: Path, size: int) -> None:
     usage = shutil.disk_usage(folder)
     spare = min(int(usage.total * SPARE_SHARE), SPARE_BYTES)
     if size + spare > usage.free:
-        said = f"the disk has {usage.free} bytes free; the file has {size}, and {spare} are to stay free"
-        raise Refused(507, "disk_full", said)
+        asked = f"the file has {size}, and " if size else ""
+        raise Refused(507, "disk_full", f"the disk has {usage.free} bytes free; {asked}{spare} are to stay free")
 
 
 def sweep(folder: Path) -> None:
@@ -124,7 +127,7 @@ async def receive(request: Request, target: Path, name: str, most: int) -> None:
         raise _too_large(most)
     if target.exists():
         raise _there(target)
-    check_room(target.parent, expected or 0)
+    await to_thread.run_sync(check_room, target.parent, expected or 0)
     temporary = target.parent / f"{PART}{uuid.uuid4().hex}"
     try:
         received = await _stream(request, temporary, name, most)
@@ -150,6 +153,8 @@ async def _stream(request: Request, temporary: Path, name: str, most: int) -> in
             received += len(chunk)
             if received > most:
                 raise _too_large(most)
+            if received // ROOM_BYTES > (received - len(chunk)) // ROOM_BYTES:
+                await to_thread.run_sync(check_room, temporary.parent, 0)  # no size was told, or others write, too
             await to_thread.run_sync(file.write, chunk)
         if not received:
             raise Refused(400, "upload_empty", f"{printable(name)} holds no bytes")
@@ -200,6 +205,7 @@ def forget(roots: Roots, name: str) -> None:
 def routes(state: State) -> APIRouter:
     """Take files in, and remove them."""
     router = APIRouter(tags=["data"], prefix="/data/uploads")
+    sweep(state.roots.uploads)
 
     @router.put("/{name}", summary="Upload a file of rows; the body is the file", response_model=DataSet)
     async def upload(name: str, request: Request) -> DataSet:
