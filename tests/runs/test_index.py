@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sqlite3
 import sys
 import time
@@ -200,6 +201,46 @@ def test_only_what_is_new_of_a_million_lines_is_read(tmp_path: Path, monkeypatch
     (run / "new").write_text(event(1, "train", step=1, loss=4.0))
     (run / "new").rename(run / "events.jsonl")
     assert index.row("r").loss == 4.0
+
+
+@pytest.mark.parametrize("usual", [1, 2, 50])
+def test_steps_that_are_passed_over_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: int) -> None:
+    draw = random.Random(usual)
+    lines = [event(1, "begin", mono=0.0, after=0)]
+    for step in range(1, 400):
+        lines.append(event(2 * step, "train", step=step, mono=step / 7 % 9, loss=draw.choice([0.5, None, 1 / step])))
+        if step % usual == draw.randrange(usual):
+            lines.append(draw.choice([event(2 * step + 1, "eval", step=step, eval_loss=draw.random(), mono=step / 7 % 9),
+                                      event(2 * step + 1, "begin", after=step // 2, mono=0.1), "{half\n", "\n",
+                                      event(2 * step + 1, "note", text='"kind": "train"')]))  # fmt: skip
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(lines) + '{"seq": 999')
+    whole = facts.Reading()
+    whole.read_on(path)
+    assert whole.offset == len("".join(lines).encode())
+    for block, few in [(4 << 20, 100), (2000, 700), (64, 1)]:
+        monkeypatch.setattr(facts, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(facts, "_LINES_BYTES", few)
+        found = facts.Reading()
+        found.read_on(path)
+        assert (found.step, found.loss, found.points, found.offset) == (
+            whole.step,
+            whole.loss,
+            whole.points,
+            whole.offset,
+        )
+
+
+def test_a_million_steps_are_not_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(event(step, "train", step=step, loss=0.5, mono=step) for step in range(1, 20_000)))
+    parsed: list[bytes] = []
+    parse = facts._parsed
+    monkeypatch.setattr(facts, "_parsed", lambda line: parsed.append(line) or parse(line))
+    found = facts.Reading()
+    found.read_on(path)
+    assert (found.step, found.mono) == (19_999, 19_999)
+    assert len(parsed) < 5
 
 
 def test_a_process_that_is_gone_shows_as_crashed_though_no_file_has_changed(tmp_path: Path) -> None:

@@ -308,6 +308,13 @@ class RunCurves:
         steps = self._axes.columns["step"].values
         return float(steps[row]) if row < len(steps) else math.inf
 
+    def place(self, step: int) -> dict[str, float]:
+        """Return where a step stands on each axis: at the last event that is not behind it. Empty before the first."""
+        with self._lock:
+            columns = {name: column.values for name, column in self._axes.columns.items() if name != "step"}
+            row = int(np.searchsorted(self._axes.columns["step"].values, step, "right")) - 1
+            return {name: float(values[row]) for name, values in columns.items()} if row >= 0 else {}
+
     def ends(self, name: str) -> tuple[float | None, float | None, float | None]:
         """Return the last, the least and the greatest value of a metric; None where it is no number."""
         with self._lock:

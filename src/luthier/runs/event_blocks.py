@@ -25,8 +25,9 @@ ARROW_FROM_BYTES = 1 << 20
 """Smaller blocks are read line by line, without loading pyarrow."""
 LONGEST_LINE_BYTES = 8 << 20
 """A longer line is no event."""
-_BEGIN = b'"begin"'
-_NONFINITE = b'"nonfinite"'
+_BEGIN = b'"begin'
+"""Without the quotation mark at its end, which would be found all over a block first."""
+_NONFINITE = "nonfinite"
 
 
 def _empty() -> Numbers:
@@ -163,7 +164,7 @@ def _by_columns(data: bytes, end: int) -> Block | None:
         table: Any = reader.read_json(arrow.py_buffer(data), read_options=options)
     except arrow.ArrowInvalid:
         return None
-    lines = data.count(b"\n")
+    lines = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
     if len(table) != lines or not {"seq", "kind", "step"} <= {*table.column_names}:
         return None
     compute: Any = import_module("pyarrow.compute")
@@ -181,7 +182,7 @@ def _by_columns(data: bytes, end: int) -> Block | None:
     block = Block(end, last_seq=int(np.nanmax(columns["seq"], initial=0)))
     after = columns["after"][of_kind("begin")] if "after" in columns else _empty()
     block.begins = [int(each) for each in after if not np.isnan(each)]
-    gaps = _gaps(data, lines)
+    gaps = _gaps(data, lines) if _NONFINITE in table.column_names else {}
     for name, values in columns.items():
         there = ~np.isnan(values)
         there[[place for place, missing in gaps.items() if name in missing]] = True
@@ -197,11 +198,9 @@ def _column(chunked: Any) -> Numbers:
 
 def _gaps(data: bytes, lines: int) -> dict[int, set[str]]:
     """Return which lines hold what is no number, and under which names: as a column, null and absent are the same."""
-    if _NONFINITE not in data:
-        return {}
     found: dict[int, set[str]] = {}
     for place, line in enumerate(data.split(b"\n")[:lines]):
-        if _NONFINITE in line:
+        if _NONFINITE.encode() in line:
             event = parse(line) or {}
             found[place] = {name for name, value in event.items() if value is None}
     return found

@@ -16,12 +16,18 @@ from luthier.runs import notes
 from luthier.runs.store import read_status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 READ = ("status.json", "config.yaml", notes.FILE, "events.jsonl")
 """Files that a row of the list comes from."""
 _TRAIN = re.compile(rb'"kind": ?"train"')
+_TRAIN_AS_WRITTEN = b'"kind": "train"'
+_BLOCK_BYTES = 4 << 20
+_LINES_BYTES = 16 << 10
+"""So much is gone through line by line; of more, what holds nothing but steps is passed over."""
 _STATES = frozenset({"starting", "running", "saving", "stopping", "stopped", "done", "failed", "crashed"})
 NEVER = "never started"
 
@@ -56,18 +62,36 @@ class Reading:
             if facts.st_ino != self.inode or facts.st_size < self.offset:
                 self.__init__(inode=facts.st_ino)
             file.seek(self.offset)
-            last = b""
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                if _TRAIN.search(line, 0, 200):
-                    last = line  # only the last of them matters, and there may be a million
-                    continue
-                self._train(last)
-                self._other(_parsed(line))
-                last = b""
+            for lines in _whole_lines(file):
+                self._take(lines)
+                self.offset += len(lines)
+
+    def _take(self, lines: bytes) -> None:
+        """Go through whole lines: of steps behind each other only the last matters, and there may be a million."""
+        if len(lines) <= _LINES_BYTES:
+            self._take_each(lines)
+        elif lines.count(_TRAIN_AS_WRITTEN) == lines.count(b"\n"):
+            self._train(lines[lines.rfind(b"\n", 0, -1) + 1 :])
+        else:
+            middle = lines.find(b"\n", len(lines) // 2) + 1
+            if middle == len(lines):
+                middle = lines.rfind(b"\n", 0, len(lines) // 2) + 1
+            if not middle:
+                self._take_each(lines)
+                return
+            self._take(lines[:middle])
+            self._take(lines[middle:])
+
+    def _take_each(self, lines: bytes) -> None:
+        last = b""
+        for line in lines.split(b"\n")[:-1]:
+            if _TRAIN.search(line, 0, 200):
+                last = line
+                continue
             self._train(last)
+            self._other(_parsed(line))
+            last = b""
+        self._train(last)
 
     def _train(self, line: bytes) -> None:
         event = _parsed(line) if line else {}
@@ -219,6 +243,18 @@ def read_row(run: Path, settings: Settings, reading: Reading) -> Row:
         updated=_moment(status.get("updated")) or max(files, default=0.0),
         tags=list(said.tags), pinned=said.pinned, archived=said.archived, notes=said.notes,
     )  # fmt: skip
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what follows in pieces that end with a line; half a line at the end is left out."""
+    rest = b""
+    while data := file.read(_BLOCK_BYTES):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield rest + data[:end]
+            rest = data[end:]
+        else:
+            rest += data
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

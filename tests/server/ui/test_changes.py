@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from asking import Page, asking
+from helpers import wait_for
 
 from luthier.runs import notes, trash
 from luthier.runs.job_files import JobSpec
@@ -50,6 +51,31 @@ def test_each_change_is_seen_once(page: Page) -> None:
     assert sight.look() == [("queue", "")]
     state.jobs.act("serve-01", "cancel")
     assert sorted(sight.look()) == [("jobs", "serve-01"), ("serving", "serve-01")]
+
+
+def test_a_folder_that_is_moved_away_and_the_end_of_a_process_are_changes(page: Page) -> None:
+    state = page.state
+    run = make(page, "a", state="stopped")
+    job = state.jobs.add(JobSpec(request_id="train-01", kind="train", command=("sleep", "60"), run="a", when="now"))
+    wait_for(lambda: state.jobs.tick() is not None and state.jobs.get(job.id).state == "running")
+    sight = Sight(state)
+    sight.look()
+    state.jobs.act(job.id, "kill")
+    wait_for(lambda: state.jobs.tick() is not None and state.jobs.get(job.id).state == "stopped")
+    assert sorted(sight.look()) == [("jobs", "train-01"), ("runs", "a")]
+    run.rename(state.roots.runs.parent / "elsewhere")
+    assert sight.look() == [("runs", "a")]
+    (state.roots.runs.parent / "elsewhere").rename(run)
+    assert sight.look() == [("runs", "a")]
+
+
+def test_a_slow_look_is_not_put_off_for_long(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(changes, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(changes, "SHARE", 1e-9)
+    run, found = make(page, "a"), Changes(page.state)
+    heard = asyncio.run(listen(found, lambda: run.rename(run.with_name("b"))))
+    assert '{"kind":"runs","id":"a"}' in heard[1]
 
 
 def test_what_only_grows_is_told_now_and_then_and_never_lost(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

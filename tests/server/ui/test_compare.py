@@ -44,6 +44,7 @@ def test_two_runs_that_differ_in_one_key_have_one_row(page: Page) -> None:
     found = page.get("/compare", runs="a,b")
     assert found["settings"] == [{"key": "tuning.rank", "values": [8, 16]}]
     assert (found["data_equal"], found["versions"], found["missing"]) == (True, [], [])
+    assert found["versions_equal"] is True
     assert [row["id"] for row in found["runs"]] == ["a", "b"]
 
 
@@ -62,6 +63,7 @@ def test_what_differs_is_nested_masked_and_in_order(page: Page) -> None:
     }
     assert found["data_equal"] is False
     assert [each["key"] for each in found["versions"]] == ["torch"]
+    assert found["versions_equal"] is False
     results = {each["key"]: each["values"] for each in found["results"]}
     assert results["loss (last)"] == [None, 0.1], "the last loss of a run that ended in NaN is none"
     assert results["loss (least)"] == [0.1, 0.1]
@@ -73,6 +75,11 @@ def test_what_is_not_known_is_not_said(page: Page) -> None:
     (make(page, "b") / "checkpoint-10/state.json").unlink()
     assert page.get("/compare", runs="a,b")["data_equal"] is None
     assert page.get("/compare", runs="a")["data_equal"] is None
+    assert page.get("/compare", runs="a,b")["versions_equal"] is True
+    (page.state.roots.runs / "b/checkpoint-10/manifest.json").unlink()
+    found = page.get("/compare", runs="a,b")
+    assert found["versions_equal"] is None
+    assert [each["values"][1] for each in found["versions"]] == [None, None]
     assert page.get("/compare", runs=",".join(f"r{i}" for i in range(21)), status=422)["field"] == "runs"
 
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from helpers import wait_for
 from listening import Listening, listening
 from run_folders import append, line, make_run, resident_bytes, set_status
 
+from luthier.runs.job_files import JobSpec
 from luthier.server.ui import sse, tails
 from luthier.server.ui.tails import place_behind
 
@@ -71,6 +73,32 @@ def test_what_comes_is_told_as_it_comes(live: Listening) -> None:
     assert numbers(iter(found)) == [4, 5, 6, 7]
     states = [json.loads(data)["state"] for name, _, data in found if name == "status"]
     assert states == ["running", "done"]
+
+
+def test_a_run_that_waits_is_listened_to_before_it_begins(live: Listening) -> None:
+    state = live.state
+    spec = JobSpec(request_id="train-01", kind="train", command=("true",), run="a", when="hold")
+    state.jobs.add(spec)
+    state.jobs.add(replace(spec, request_id="train-02", run="b"))
+    found: dict[str, list[tuple[str, str, str]]] = {"a": [], "b": []}
+    readers = [
+        threading.Thread(target=lambda name=name: found[name].extend(live.stream(name)), daemon=True) for name in found
+    ]
+    for reader in readers:
+        reader.start()
+    time.sleep(1.5)
+    assert all(reader.is_alive() for reader in readers)
+    run = make_run(state.roots.runs, "a", steps=2, state="running")
+    time.sleep(0.6)
+    append(run, line(3, 3, loss=1.0))
+    set_status(run, state="done")
+    state.jobs.act("train-02", "cancel")
+    for reader in readers:
+        reader.join(10)
+        assert not reader.is_alive()
+    assert numbers(iter(found["a"])) == [1, 2, 3]
+    assert json.loads(found["a"][-1][2])["state"] == "done"
+    assert [json.loads(data) for _, _, data in found["b"]] == [{"state": "deleted"}]
 
 
 def test_a_process_that_dies_without_a_word_is_noticed(live: Listening) -> None:

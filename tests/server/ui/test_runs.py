@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from asking import Page, asking
 from helpers import wait_for
 from run_folders import SETTINGS, append, line, make_run, set_status
 
+from luthier.runs.job_files import JobSpec
 from luthier.runs.jobs import Jobs
 from luthier.runs.launch import identity_of
 from luthier.runs.manifest import seal
@@ -153,7 +155,7 @@ def test_curves(page: Page) -> None:
     loss, nothing = found["curves"]
     assert loss == {"name": "loss", "x": [1, 2, 3, 4, 5, 6], "y": [1, 0.5, 0.3333, 0.25, None, 9], "points": 6}
     assert (nothing["x"], found["last_seq"]) == ([], 6)
-    assert found["marks"] == [{"kind": "checkpoint", "step": 2}]
+    assert found["marks"] == [{"kind": "checkpoint", "step": 2, "tokens": 20, "time": 1.0}]
     assert page.get("/runs/a/curves", names="eval_loss", x="tokens")["curves"][0]["x"] == [60]
     assert page.get("/runs/a/curves", names="loss", **{"from": 2, "to": 3})["curves"][0]["x"] == [2, 3]
     for wrong in ({"x": "epoch"}, {"points": 0}, {"points": 10**9}, {"from": "a"}):
@@ -283,6 +285,25 @@ def test_a_run_that_waits(page: Page) -> None:
     assert page.post(f"/runs/{run}/action", {"action": "resume", "request_id": "x"}, 422)["field"] == "request_id"
     assert page.post(f"/runs/{run}/action", {"action": "stop"})["state"] == "never started"
     page.get(f"/runs/{run}", 404)
+
+
+def test_until_its_process_has_ended_a_run_is_stopping(page: Page) -> None:
+    state = page.state
+    run = make_run(runs(page), "a", state="stopped")
+    job = state.jobs.add(JobSpec(request_id="train-01", kind="train", command=("sleep", "60"), run="a", when="now"))
+    wait_for(lambda: state.jobs.get(job.id).state == "running")
+    # What its status says is of an earlier process: this one has not said a word yet.
+    assert page.get("/runs/a")["state"] == page.get("/runs")["runs"][0]["state"] == "starting"
+    for said in ("stopped", "failed"):
+        set_status(run, state=said, updated=datetime.now(UTC).isoformat())
+        found = page.get("/runs/a")
+        assert (found["state"], found["blocker"]) == ("stopping", "it is at work: stopping")
+        assert page.get("/runs")["runs"][0]["state"] == page.get("/compare", runs="a")["runs"][0]["state"] == "stopping"
+    set_status(run, state="done")
+    assert page.get("/runs/a")["state"] == "done"
+    set_status(run, state="stopped")
+    state.jobs.act(job.id, "kill")
+    wait_for(lambda: page.get("/runs/a")["state"] == "stopped")
 
 
 def test_machine_and_doctor(page: Page) -> None:

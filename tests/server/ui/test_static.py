@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from luthier.server.ui.static import PAGE, Static
+from luthier.server.ui.static import PAGE, SCREENS, Static
 
 
 @pytest.fixture
@@ -24,7 +25,20 @@ def http(tmp_path: Path) -> TestClient:
     return TestClient(Static(folder))
 
 
-@pytest.mark.parametrize("path", ["/", "/runs", "/runs/a-b_c", "/compare?runs=a,b", "/no/such/place", "/%2e%2e/secret"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/runs",
+        "/runs/a-b_c",
+        "/compare?runs=a,b",
+        "/no/such/place",
+        "/%2e%2e/secret",
+        "/run/qwen3-1.7b",
+        "/data/rows.jsonl?tab=rows",
+        "/chat/a/b.gguf",
+    ],
+)
 def test_addresses_of_the_page(http: TestClient, path: str) -> None:
     reply = http.get(path)
     assert (reply.status_code, reply.text) == (200, "<!doctype html>page")
@@ -67,6 +81,11 @@ def test_what_is_not_there(http: TestClient, path: str) -> None:
     assert "outside" not in reply.text
     if reply.status_code == 404:
         assert reply.json()["error"]["code"] == "http_404"
+
+
+def test_the_screens_are_those_of_the_page() -> None:
+    text = (Path(__file__).parents[3] / "web/src/screens.ts").read_text()
+    assert frozenset(re.findall(r"^  (\w+): \(\) => import", text, re.MULTILINE)) == SCREENS
 
 
 def test_a_page_that_is_known_is_not_sent_again(http: TestClient) -> None:

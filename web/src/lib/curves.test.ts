@@ -70,13 +70,19 @@ describe("curves of a run", () => {
     expect(new RunCurves("time", reply()).add(event(11))).toBe("reload");
   });
 
-  it("marks checkpoints", () => {
-    const curves = new RunCurves("step", reply({ marks: [{ kind: "resumed", step: 2 }] }));
+  it.each([
+    ["step", 2, 3],
+    ["tokens", 200, 3],
+  ] as const)("marks checkpoints by %s", (axis, resumed, written) => {
+    const marks = [
+      { kind: "resumed", step: 2, tokens: 200, time: 4 },
+      { kind: "checkpoint", step: 0 },
+    ];
+    const curves = new RunCurves(axis, reply({ marks }));
     curves.add({ seq: 11, time: "", kind: "checkpoint", step: 3 });
-    expect(curves.marks).toEqual([
-      { kind: "resumed", step: 2 },
-      { kind: "checkpoint", step: 3 },
-    ]);
+    const begin = axis === "step" ? [{ kind: "checkpoint", x: 0 }] : [];
+    expect(curves.marks).toEqual([{ kind: "resumed", x: resumed }, ...begin, { kind: "checkpoint", x: written }]);
+    expect(new RunCurves("time", reply({ marks })).marks).toEqual([{ kind: "resumed", x: 4 }]);
   });
 });
 

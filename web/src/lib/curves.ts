@@ -10,9 +10,10 @@ export interface Line {
   y: (number | null)[];
 }
 
+/** Where a run went on, or wrote a checkpoint; `x` is on the axis of its curves. */
 export interface Mark {
   kind: string;
-  step: number;
+  x: number;
 }
 
 /** A line of events.jsonl. */
@@ -52,7 +53,8 @@ export class RunCurves {
     known: Iterable<string> = [],
   ) {
     this.lastSeq = reply.last_seq;
-    this.marks = (reply.marks ?? []).map((mark) => ({ kind: String(mark["kind"]), step: Number(mark["step"]) }));
+    const marks = (reply.marks ?? []).map((mark) => ({ kind: String(mark["kind"]), x: Number(mark[axis]) }));
+    this.marks = marks.filter(({ x }) => Number.isFinite(x));
     for (const { name, x, y } of reply.curves) this.lines.set(name, { name, x, y });
     this.known = new Set([...known, ...this.lines.keys()]);
     if (axis === "tokens") this.#tokens = Math.max(0, ...[...this.lines.values()].map(({ x }) => x.at(-1) ?? 0));
@@ -69,7 +71,8 @@ export class RunCurves {
     this.lastSeq = event.seq;
     if (event.kind === "begin") return "reload";
     if (event.kind === "checkpoint" && event.step !== undefined) {
-      this.marks.push({ kind: "checkpoint", step: event.step });
+      if (this.axis === "time") return "reload";
+      this.marks.push({ kind: "checkpoint", x: this.axis === "step" ? event.step : this.#tokens });
     }
     if (event.kind !== "train" && event.kind !== "eval") return "added";
     if (typeof event["seconds"] === "number" && event.kind === "train") this.#lasted(event["seconds"]);

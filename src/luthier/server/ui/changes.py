@@ -26,6 +26,8 @@ Change = tuple[str, str]
 LOOK_SECONDS = 0.5
 SHARE = 0.01
 """Most of the time that is spent looking."""
+LONGEST_SECONDS = 3.0
+"""Between two looks, however long one takes: what has gone is noticed."""
 GROWING_SECONDS = 2.0
 """What only grows, as a run that trains does, is told so often."""
 REFRESH_SECONDS = 0.3
@@ -86,14 +88,17 @@ class Sight:
     def _look(self) -> dict[Change, tuple[Any, Any]]:
         root = self._state.roots.runs
         marks: dict[Change, tuple[Any, Any]] = {("queue", ""): (_stamp(root / OWN / QUEUE), None)}
+        trained: set[str | None] = set()
         for job in self._state.jobs.files():
             marks["jobs", job.id] = self._of_job(job)
+            if job.spec.kind == "train" and job.now.state in ACTIVE:
+                trained.add(job.spec.run)
             if job.spec.kind == "serve":
                 log = _stamp(job.folder / LOG) if job.now.state in ACTIVE else None
                 marks["serving", job.id] = (job.now.state, log)
         self._state.index.refresh(seconds=REFRESH_SECONDS)
         for id, (stamp, state) in self._state.index.stamps().items():
-            marks["runs", id] = (state, stamp)
+            marks["runs", id] = ((state, id in trained), stamp)
         return marks
 
     def _of_job(self, job: JobFile) -> tuple[Any, Any]:
@@ -144,7 +149,8 @@ class Changes:
             for reader in self._readers:
                 reader.add(found)
             # A look at thousands of runs takes time that a training may want.
-            await asyncio.sleep(max(LOOK_SECONDS, (time.perf_counter() - began) / SHARE))
+            took = time.perf_counter() - began
+            await asyncio.sleep(max(LOOK_SECONDS, min(took / SHARE, LONGEST_SECONDS)))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

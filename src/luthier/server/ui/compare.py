@@ -13,7 +13,7 @@ from luthier.runs.sample_index import choose
 from luthier.runs.store import list_checkpoints, read_status
 from luthier.server.ui.evaluations import evaluations_of
 from luthier.server.ui.failures import Refused
-from luthier.server.ui.run_detail import row_of
+from luthier.server.ui.run_detail import rows_of
 from luthier.server.ui.shapes.runs import Comparison, ConfigDifference, RunRow, SampleGroups
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def routes(state: State) -> APIRouter:
             said = f"at most {MOST_RUNS} runs are compared; {len(names)} were named"
             raise Refused(422, "request_field", said, field="runs")
         found = {name: row for name in names if (row := state.index.row(name)) is not None}
-        there = {name: row_of(row) for name, row in found.items() if (state.roots.runs / name).is_dir()}
-        return list(there.values()), [name for name in names if name not in there]
+        there = [row for name, row in found.items() if (state.roots.runs / name).is_dir()]
+        ids = {row.id for row in there}
+        return rows_of(state, there), [name for name in names if name not in ids]
 
     @router.get("/compare", summary="Runs side by side")
     def compare(runs: str) -> Comparison:
@@ -67,17 +68,23 @@ def routes(state: State) -> APIRouter:
 
 def comparison(rows: list[RunRow], missing: list[str], runs: list[Path], caches: Caches) -> Comparison:
     """Return what is the same and what is not. `runs`: the folders of `rows`, in their order."""
-    data = [_fingerprint(run) for run in runs]
-    known = len(data) > 1 and all(each is not None for each in data)
+    versions = [_versions(run) for run in runs]
     return Comparison(
         runs=rows,
         missing=missing,
         settings=differences([_flat(_config(run)) for run in runs], leave=_PLACES),
-        data_equal=all(each == data[0] for each in data) if known else None,
-        versions=differences([_versions(run) for run in runs]),
+        data_equal=_equal([_fingerprint(run) for run in runs]),
+        versions=differences(versions),
+        versions_equal=_equal([each or None for each in versions]),
         results=_results(runs, caches),
         evaluations=[{"run": run.name, **each} for run in runs for each in evaluations_of(run, 1)],
     )
+
+
+def _equal(each: list[Any]) -> bool | None:
+    """Tell whether several are the same; None where one is not known."""
+    known = len(each) > 1 and None not in each
+    return all(one == each[0] for one in each) if known else None
 
 
 def differences(each: list[dict[str, Any]], leave: set[str] | None = None) -> list[ConfigDifference]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
 from luthier.runs.store import read_status
 from luthier.server.ui.failures import Refused
+from luthier.server.ui.run_detail import folder_of
 from luthier.server.ui.sse import EventStream
 from luthier.server.ui.tails import ENDED, Tails, place_behind, prepared, read_part
 
@@ -26,14 +28,18 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/events", summary="What happens in a run, as server-sent events", response_class=Response)
     async def events(id: str, request: Request, after: str = "0") -> Response:
-        run = state.roots.run(id)
+        run = folder_of(state, id)
         number = _number(request.headers.get("last-event-id") or after)
         offset, done = await asyncio.to_thread(_place, run, number)
         if done:
             return Response(status_code=204)
-        return EventStream(tails.follow(run, offset, state.closing))
+        return EventStream(tails.follow(run, offset, state.closing, partial(_is_known, state, id)))
 
     return router
+
+
+def _is_known(state: State, id: str) -> bool:
+    return state.index.row(id) is not None
 
 
 def _number(text: str) -> int:

@@ -10,6 +10,7 @@ import yaml
 from luthier.core.masking import mask, mask_text
 from luthier.evaluation.results import list_results
 from luthier.runs import logs
+from luthier.runs.job_files import ACTIVE
 from luthier.runs.manifest import damage
 from luthier.runs.process import Identity
 from luthier.runs.store import checkpoint_step, list_checkpoints, read_status
@@ -18,15 +19,20 @@ from luthier.server.ui.failures import missing
 from luthier.server.ui.shapes.runs import Checkpoint, Finding, RunDetail, RunRow
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from luthier.runs.facts import Row
+    from luthier.runs.job_files import Now
     from luthier.runs.job_view import JobView
     from luthier.server.ui.caches import Caches
     from luthier.server.ui.state import State
 
 TAIL_LINES = 50
 WORKING = ("starting", "running", "saving", "stopping")
+SAID = ("stopped", "failed")
+"""A process says so itself, and ends a moment later."""
+ENDED_EARLY = (*SAID, "crashed")
 ENDED_BADLY = ("failed", "crashed", "never started")
 LARGEST_CONFIG_BYTES = 1 << 20
 _REASONS = {
@@ -40,10 +46,21 @@ _REASONS = {
 """error_code or stop_reason of status.json -> words."""
 
 
-def row_of(found: Row, job: JobView | None = None) -> RunRow:
-    """Return a line of the list; `stopping` is known to the job alone."""
+def rows_of(state: State, found: Sequence[Row]) -> list[RunRow]:
+    """Return lines of the list.
+
+    A run whose process has said how it ended is `stopping` until that process is gone, because before it cannot be
+    resumed; one that is gone on with is `starting` until the new process says a word.
+    """
+    jobs = {job.spec.run: job.now for job in state.jobs.files() if job.spec.kind == "train" and job.now.state in ACTIVE}
+    return [_row_of(each, jobs.get(each.id)) for each in found]
+
+
+def _row_of(found: Row, job: Now | None) -> RunRow:
     fields = {name: getattr(found, name) for name in RunRow.model_fields}
-    if job is not None and job.state == "stopping" and found.state in WORKING:
+    if job is not None and found.state in ENDED_EARLY and found.updated < (job.launched or 0.0):
+        fields["state"] = "starting"
+    elif job is not None and (found.state in SAID or (job.state == "stopping" and found.state in WORKING)):
         fields["state"] = "stopping"
     return RunRow.model_validate(fields)
 
@@ -60,7 +77,7 @@ def detail(state: State, caches: Caches, id: str) -> RunDetail:
     if found is None:
         raise missing("run", id)
     job = state.jobs.for_run(id)
-    row = row_of(found, job)
+    (row,) = rows_of(state, [found])
     run = state.roots.run(id) if (state.roots.runs / id).is_dir() else None
     facts = _of_folder(run, row, job, caches) if run is not None else _of_job(state, job)
     return RunDetail.model_validate(

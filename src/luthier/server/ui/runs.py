@@ -16,10 +16,10 @@ from luthier.runs.curves import Axis  # noqa: TC001  read by fastapi
 from luthier.runs.launch import send
 from luthier.runs.process import Identity
 from luthier.runs.sample_index import Order, choose
-from luthier.runs.store import FINAL_STATES, list_checkpoints, read_status
+from luthier.runs.store import FINAL_STATES, checkpoint_step, list_checkpoints, read_status
 from luthier.server.ui.failures import Refused, missing
 from luthier.server.ui.job_specs import spec_of
-from luthier.server.ui.run_detail import checkpoints, detail, folder_of, row_of
+from luthier.server.ui.run_detail import checkpoints, detail, folder_of, rows_of
 from luthier.server.ui.shapes.jobs import NewJob
 from luthier.server.ui.shapes.runs import (
     Checkpoint,
@@ -88,7 +88,7 @@ def _add_list(router: APIRouter, state: State) -> None:
             count=count,
         )
         return RunPage(
-            runs=[row_of(each) for each in found],
+            runs=rows_of(state, found),
             total=total,
             tags=index.tags(),
             bytes=index.bytes(),
@@ -108,7 +108,7 @@ def _add_one(router: APIRouter, state: State, caches: Caches) -> None:
         found = state.index.row(id)
         if found is None:
             raise missing("run", id)
-        return row_of(found)
+        return rows_of(state, [found])[0]
 
     @router.get("/runs/{id}", summary="All about one run")
     def show(id: str) -> RunDetail:
@@ -234,9 +234,10 @@ def curves_of(
     for name in names or read.names:
         x, y, count = read.curve(name, axis, begin, end, points)
         found.append(Curve.model_construct(name=name, x=x, y=y, points=count))
-    marks = [{"kind": "resumed", "step": step} for step in read.resumed]
-    marks += [{"kind": "checkpoint", "step": int(path.name.rpartition("-")[2])} for path in list_checkpoints(run)]
-    return Curves.model_construct(run=run.name, last_seq=last_seq, curves=found, marks=marks)
+    marks = [("resumed", step) for step in read.resumed]
+    marks += [("checkpoint", checkpoint_step(path) or 0) for path in list_checkpoints(run)]
+    placed = [{"kind": kind, "step": step, **read.place(step)} for kind, step in marks]
+    return Curves.model_construct(run=run.name, last_seq=last_seq, curves=found, marks=placed)
 
 
 def log_part(path: Path, after: int | None, before: int | None, limit: int) -> LogPart:

@@ -22,6 +22,8 @@ PAGE = Path(__file__).parents[1] / "static"
 INDEX = "index.html"
 ASSETS = "assets/"
 """Below it names contain a hash of what they hold, so browsers may keep them for ever."""
+SCREENS = frozenset({"start", "runs", "run", "compare", "data", "evaluate", "chat", "export", "queue", "settings"})
+"""First parts of the addresses of the page (web/src/screens.ts); what follows one may be a name with a dot in it."""
 _ENCODINGS = {".br": "br", ".gz": "gzip"}
 """Best first."""
 _KINDS = {
@@ -66,7 +68,7 @@ class Static:
             said = f"{printable(scope['path'])} does not take {printable(method)}"
             return of_error(Refused(405, "http_405", said, headers={"Allow": "GET, HEAD"}))
         found = self._files.get(path or INDEX)
-        if found is None and not path.startswith(ASSETS) and "." not in path.rpartition("/")[2]:
+        if found is None and _is_of_the_page(path):
             found = self._files.get(INDEX)
             if found is None:
                 said = "the page is not built; `make web` builds it, and the interface below /api works without it"
@@ -74,6 +76,13 @@ class Static:
         if found is None:
             return of_error(Refused(404, "http_404", f"there is no {printable(scope['path'])} here"))
         return _reply(found, Headers(scope=scope), forever=path.startswith(ASSETS), body=method == "GET")
+
+
+def _is_of_the_page(path: str) -> bool:
+    screen, inside, _ = path.partition("/")
+    if inside and screen in SCREENS:
+        return True
+    return not path.startswith(ASSETS) and "." not in path.rpartition("/")[2]
 
 
 def _reply(file: _File, asked: Headers, *, forever: bool, body: bool) -> Response:

@@ -17,7 +17,7 @@ from luthier.runs.store import FINAL_STATES, read_status
 from luthier.server.ui.sse import ALIVE, ALIVE_SECONDS, BEGIN, event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from threading import Event
     from typing import BinaryIO
@@ -126,8 +126,10 @@ def _next_number(file: BinaryIO, place: int, end: int) -> tuple[int, int | None]
 class Tail:
     """One run that is watched."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, is_known: Callable[[], bool]) -> None:
         self.run, self.path = run, run / "events.jsonl"
+        self._is_known = is_known
+        self._was_there = False
         self.users = 0
         self.status: dict[str, Any] = {}
         self.version = 0
@@ -196,7 +198,11 @@ class Tail:
         if mark == self._status_mark and (now < self._status_at + STATUS_SECONDS or self.ended):
             return False
         self._status_mark, self._status_at = mark, now
-        found = {"state": "deleted"} if not self.run.is_dir() else mask(read_status(self.run))
+        self._was_there |= facts is not None
+        found = mask(read_status(self.run))
+        if not self.run.is_dir():
+            # Before it begins a run has no folder.
+            found = {} if not self._was_there and self._is_known() else {"state": "deleted"}
         if found == self.status:
             return False
         self.status = found
@@ -241,9 +247,14 @@ class Tails:
     def __init__(self) -> None:
         self._tails: dict[Path, Tail] = {}
 
-    async def follow(self, run: Path, offset: int, closing: Event) -> AsyncIterator[bytes]:
-        """Yield what happens in a run from a byte of its events on, until it has ended and all is said."""
-        tail = self._tails.setdefault(run, Tail(run))
+    async def follow(
+        self, run: Path, offset: int, closing: Event, is_known: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        """Yield what happens in a run from a byte of its events on, until it has ended and all is said.
+
+        `is_known` tells whether a run that has no folder yet is still to come.
+        """
+        tail = self._tails.setdefault(run, Tail(run, is_known))
         tail.users += 1
         try:
             if tail.users == 1:

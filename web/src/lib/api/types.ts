@@ -321,8 +321,17 @@ export interface components {
             runs: components["schemas"]["RunRow"][];
             /** Settings */
             settings: components["schemas"]["ConfigDifference"][];
-            /** Versions */
+            /**
+             * Versions
+             * @description Those that differ.
+             */
             versions: components["schemas"]["ConfigDifference"][];
+            /**
+             * Versions Equal
+             * @description Whether all were written by the same versions; null: not known.
+             * @default null
+             */
+            versions_equal?: boolean | null;
         };
         /**
          * ConfigDifference
@@ -453,7 +462,7 @@ export interface components {
             last_seq: number;
             /**
              * Marks
-             * @description {kind: resumed | checkpoint, step}
+             * @description {kind: resumed | checkpoint, step, tokens, time}; of the latter two none where it has no events before it.
              * @default []
              */
             marks?: {

@@ -202,8 +202,8 @@ export class Plot {
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = this.#tint("--quiet");
     ctx.lineWidth = devicePixelRatio;
-    for (const { kind, step } of marks) {
-      const x = plot.valToPos(step, "x", true);
+    for (const { kind, x: at } of marks) {
+      const x = plot.valToPos(at, "x", true);
       if (x < left || x > left + width) continue;
       const foot = top + height;
       ctx.beginPath();

@@ -150,7 +150,7 @@ class Curves(Shape):
     last_seq: int
     curves: list[Curve]
     marks: list[dict[str, Any]] = []
-    """{kind: resumed | checkpoint, step}"""
+    """{kind: resumed | checkpoint, step, tokens, time}; of the latter two none where it has no events before it."""
 
 
 class LogPart(Shape):
@@ -198,6 +198,9 @@ class Comparison(Shape):
     data_equal: bool | None
     """Whether the rows were the same; null: not known."""
     versions: list[ConfigDifference]
+    """Those that differ."""
+    versions_equal: bool | None = None
+    """Whether all were written by the same versions; null: not known."""
     results: list[ConfigDifference]
     """Final and best values of each metric."""
     evaluations: list[dict[str, Any]]
