@@ -357,6 +357,17 @@ def test_retries_are_bounded_and_clicking_twice_is_one(jobs: Jobs) -> None:
         jobs.act(third.id, "retry")
 
 
+def test_what_the_process_before_was_doing_is_not_told(jobs: Jobs) -> None:
+    status = jobs.root / "violin" / "status.json"
+    status.parent.mkdir()
+    status.write_text(json.dumps({"state": "crashed", "step": 5, "total": 10}))
+    jobs.add(spec("goes-on-2", SLEEPING, kind="train", run="violin"))
+    job = until(jobs, "goes-on-2", "running")
+    assert (job.doing, job.progress) == ("", 0.5)
+    status.write_text(json.dumps({"state": "saving", "step": 6, "total": 10}))
+    assert (jobs.get("goes-on-2").doing, jobs.get("goes-on-2").progress) == ("saving", 0.6)
+
+
 def test_a_training_that_is_tried_again_goes_on_from_its_checkpoint(jobs: Jobs) -> None:
     code = "import sys; print(__import__('json').dumps({'ok': False, 'error': {'message': ' '.join(sys.argv[1:])}})); sys.exit(1)"
     command = (sys.executable, "-c", code, "{job}/config.yaml", "train.output_dir={run}", "--json")

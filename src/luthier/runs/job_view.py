@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.runs.job_files import ACTIVE, LARGEST_OUT_BYTES, WAITING, JobFile, Kind, State
-from luthier.runs.store import read_status
+from luthier.runs.store import FINAL_STATES, read_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,5 +78,7 @@ def _progress(job: JobFile, root: Path) -> tuple[float | None, str]:
         step, total = status.get("step"), status.get("total")
         if isinstance(step, int) and isinstance(total, int) and total > 0:
             share = min(1.0, step / total)
-        doing = str(status.get("state") or "") or doing  # before there is a status it reads rows
+        said = str(status.get("state") or "")
+        # Before there is a status it reads rows; one that has ended is of the process before.
+        doing = doing if said in ("", *FINAL_STATES, "crashed") else said
     return share, doing
