@@ -24,9 +24,10 @@ const SCREENS: Record<string, () => string> = {
   compare: () => `/compare?runs=${there.run},${there.other}`,
   data: () => "/data",
   rows: () => `/data?dataset=${there.dataset}&folder=${encodeURIComponent(there.folder)}`,
-  evaluate: () => "/evaluate",
-  chat: () => "/chat",
-  export: () => "/export",
+  tokens: () => `${SCREENS["rows"]!()}&tab=tokens`,
+  evaluate: () => `/evaluate?run=${there.run}`,
+  chat: () => `/chat?run=${there.run}`,
+  export: () => `/export?run=${there.run}`,
   queue: () => "/queue",
   settings: () => "/settings",
 };

@@ -1,8 +1,9 @@
 /** The whole way with the packaged model: train, watch, stop, go on, evaluate, talk, export. */
-import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Page } from "@playwright/test";
-import { expect, open, test } from "./page";
+import { charted, expect, open, test } from "./page";
+import { becomes, reaches, shownRun } from "./runs";
 import { Server } from "./server";
 
 test.setTimeout(900_000);
@@ -39,8 +40,6 @@ async function fill(page: Page, settings: Record<string, string>): Promise<void>
   }
 }
 
-const state = (page: Page) => page.getByTestId("state");
-
 test("from a name to a file that others run", async ({ page, server }) => {
   await test.step("prepare and start", async () => {
     await open(page, server, "/start");
@@ -51,33 +50,28 @@ test("from a name to a file that others run", async ({ page, server }) => {
     await expect(page.getByTestId("start-now")).toBeEnabled({ timeout: 20_000 });
     await page.getByTestId("start-now").dblclick();
     await page.waitForURL(/\/run\//);
-    expect(readdirSync(server.runs).filter((name) => !name.startsWith("."))).toHaveLength(1);
   });
-  const run = decodeURIComponent(new URL(page.url()).pathname.split("/")[2] ?? "");
-  const file = (name: string) => join(server.runs, run, name);
+  const run = shownRun(page);
+  const file = (name: string) => server.file(run, name);
 
   await test.step("points arrive while it runs", async () => {
-    await expect(state(page)).toHaveAttribute("data-state", "running", { timeout: 120_000 });
-    await expect
-      .poll(() => page.getByTestId("progress").first().innerText(), { timeout: 120_000 })
-      .toMatch(/Step ([5-9]|1\d) /);
+    await becomes(page, "running");
+    expect(readdirSync(server.runs).filter((name) => !name.startsWith("."))).toEqual([run]);
+    await reaches(page, 5);
     await expect(page.getByTestId("chart-loss").locator("canvas")).toBeVisible();
   });
 
   await test.step("stop with a checkpoint, go on", async () => {
     await page.getByTestId("stop").click();
-    await expect(state(page)).toHaveAttribute("data-state", "stopped", { timeout: 60_000 });
+    await becomes(page, "stopped");
     expect(readdirSync(join(server.runs, run)).some((name) => name.startsWith("checkpoint-"))).toBe(true);
     await page.getByTestId("resume").click();
     await page.waitForURL(/resume=/).catch(() => {});
     if (page.url().includes("resume=")) await page.getByTestId("start-now").click();
-    await expect(state(page)).toHaveAttribute("data-state", "done", { timeout: 300_000 });
-    const steps = readFileSync(file("events.jsonl"), "utf-8")
-      .trim()
-      .split("\n")
-      .map((line) => JSON.parse(line));
-    const trained = steps.filter((each) => each.kind === "train").map((each) => each.step);
-    expect(new Set(trained).size).toBe(16);
+    await becomes(page, "done", 300_000);
+    const steps = Array.from({ length: 16 }, (_, i) => i + 1);
+    expect(server.steps(run)).toEqual(steps);
+    await expect.poll(() => charted(page)).toEqual(steps);
   });
 
   await test.step("evaluate beside the base", async () => {

@@ -18,8 +18,8 @@ export const zh: typeof en = {
   step: "第 {n} 步",
   notHere: "需要下载",
   other: "其他",
-  otherName: "Hub 上的名称,或模型目录下的文件夹",
+  otherName: "Hub 上的名称，或模型目录下的文件夹",
   checkpoint: "检查点",
-  result: "训练结果(最后一步)",
+  result: "训练结果（最后一步）",
   damaged: "已损坏",
 };
