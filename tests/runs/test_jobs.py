@@ -364,7 +364,8 @@ def test_what_the_process_before_was_doing_is_not_told(jobs: Jobs) -> None:
     jobs.add(spec("goes-on-2", SLEEPING, kind="train", run="violin"))
     job = until(jobs, "goes-on-2", "running")
     assert (job.doing, job.progress) == ("", 0.5)
-    status.write_text(json.dumps({"state": "saving", "step": 6, "total": 10}))
+    process = Identity.of(pid_of(jobs, "goes-on-2")).as_dict()
+    status.write_text(json.dumps({"state": "saving", "step": 6, "total": 10, "process": process}))
     assert (jobs.get("goes-on-2").doing, jobs.get("goes-on-2").progress) == ("saving", 0.6)
 
 
