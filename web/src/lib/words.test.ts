@@ -36,4 +36,14 @@ describe("words", () => {
       expect(untranslated, area).toEqual([]);
     }
   });
+
+  it("has full punctuation beside Chinese letters", () => {
+    const half = /[\u4e00-\u9fff][,;:?!()]|[,;?!()][\u4e00-\u9fff]/;
+    for (const [area, book] of Object.entries(books)) {
+      expect(
+        Object.entries(book.zh).filter(([, text]) => half.test(text)),
+        area,
+      ).toEqual([]);
+    }
+  });
 });

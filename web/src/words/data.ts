@@ -181,7 +181,7 @@ export const zh: typeof en = {
   remove: "移除",
   removeNamed: "移除 {name}",
   removeTitle: "移除该文件？",
-  removeText: "{name}({size})将从本服务器删除。用它训练的记录会保留，但无法再继续训练。",
+  removeText: "{name}（{size}）将从本服务器删除。用它训练的记录会保留，但无法再继续训练。",
   upload: "上传",
   drop: "将文件拖到此处，或",
   choose: "选择文件",
