@@ -35,7 +35,7 @@ export const zh: typeof en = {
   fromLine: "YAML 第 {n} 行",
   defaultIs: "默认：{value}",
   automatic: "自动",
-  lines: "每行一项：名称: 值",
+  lines: "每行一项，写作 name: value",
   reset: "{what}：恢复默认值",
   shortcuts: "键盘快捷键",
   shortcutThis: "显示本列表",
