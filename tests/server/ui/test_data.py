@@ -43,6 +43,7 @@ def test_list(page: Page) -> None:
     page.get("/data")
     time.sleep(0.3)
     found = {each["name"]: each for each in page.get("/data")["datasets"]}
+    assert found.pop("example")["rows"] == 24
     assert list(found) == ["named", "pairs", "hub", "gone", "outside", "plain.csv"]
     assert (found["named"]["rows"], found["named"]["format"], found["named"]["source"]) == (3, "alpaca", "chats.jsonl")
     assert (found["pairs"]["pairs"], found["hub"]["source"], found["hub"]["rows"]) == (True, "some/where", None)
@@ -51,10 +52,25 @@ def test_list(page: Page) -> None:
     assert all(each["folder"] == str(page.data) and not each["uploaded"] for each in found.values())
 
 
+def test_what_comes_with_luthier_is_there_and_not_to_be_changed(page: Page) -> None:
+    (found,) = page.get("/data")["datasets"]
+    assert (found["name"], found["format"], found["uploaded"]) == ("example", "alpaca", False)
+    asked = {"dataset": "example", "folder": found["folder"]}
+    shown = page.get("/data/rows", **asked)
+    assert shown["total"] >= 20
+    assert not shown["broken"]
+    assert all(row["instruction"] and row["output"] for row in shown["rows"])
+    mapping = page.get("/data/mapping", **asked)
+    page.put("/data/mapping", mapping, 403, **asked)
+    page.delete("/data/uploads/example.jsonl", 404)
+    values = {"model": {"model_name_or_path": "m"}, "data": {"dataset": ["example"], "dataset_dir": found["folder"]}}
+    assert page.post("/config/look", {"values": values})["ok"]
+
+
 def test_a_broken_list_of_names_does_not_hide_files(page: Page) -> None:
     write(page, "x.jsonl", CHINESE)
     (page.data / "dataset_info.json").write_text("{")
-    assert [each["name"] for each in page.get("/data")["datasets"]] == ["x.jsonl"]
+    assert [each["name"] for each in page.get("/data")["datasets"]] == ["x.jsonl", "example"]
     assert "not JSON" in page.get("/data/rows", 422, dataset="x.jsonl", folder=str(page.data))["message"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asking import Page, asking
+from helpers import wait_for
 
 from luthier.config.load import load_config
 from luthier.core.errors import LuthierError
@@ -164,6 +165,26 @@ def test_a_child_that_dies_while_it_answers(tmp_path: Path) -> None:
     assert worker._quick._process is None
     with pytest.raises(Refused, match="server ends"):
         worker.ask("templates", 5.0, model="m")
+
+
+def test_children_are_ready_before_they_are_asked(tmp_path: Path) -> None:
+    with asking(tmp_path) as page:
+        worker = page.state.worker
+        page.get("/form")
+        assert worker._slow._process is worker._quick._process is None, "only where it is wanted"
+        page.state.warm = True
+        page.get("/form")
+        wait_for(lambda: all(_loaded(child) for child in (worker._slow, worker._quick)), seconds=120)
+        before = worker._slow._process
+        page.get("/form")
+        worker.ask("warm", 60)
+        assert (worker._slow._process, before.poll()) == (before, None)
+
+
+def _loaded(child: Any) -> bool:
+    """Tell whether a child has torch, as the files show that it has open."""
+    process = child._process
+    return process is not None and "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def test_a_child_ends_when_nobody_asks(tmp_path: Path) -> None:

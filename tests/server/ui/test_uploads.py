@@ -33,7 +33,7 @@ def test_an_upload_becomes_a_data_set(page: Page) -> None:
     assert page.get("/data")["datasets"][0]["rows"] == 3
     assert (page.uploads / "x.jsonl").stat().st_mode & 0o077 == 0
     assert page.delete("/data/uploads/x.jsonl") == {"ok": True}
-    assert (there(page), page.get("/data")["datasets"]) == ([], [])
+    assert (there(page), [each["name"] for each in page.get("/data")["datasets"]]) == ([], ["example"])
     page.delete("/data/uploads/x.jsonl", 404)
 
 

@@ -142,12 +142,13 @@ def _tuning(name: str, cls: Any, language: Language) -> Option:
     return Option(name=name, help=_about("tunings", name, cls, language), refused=refused)
 
 
-def routes(_state: State) -> APIRouter:
+def routes(state: State) -> APIRouter:
     """Show the form."""
     router = APIRouter(tags=["configs"])
 
     @router.get("/form", summary="Every setting and the shelves")
     def show(language: Language = "en") -> Form:
+        state.expect_questions()
         return form(language)
 
     return router

@@ -14,6 +14,8 @@ from luthier.runs.job_files import OWN
 from luthier.runs.trash import is_one_name
 from luthier.server.ui.failures import Refused, missing
 
+EXAMPLE = Path(__file__).resolve().parent / "example"
+"""A small data set that comes with luthier, so that there is something to begin with."""
 Which = Literal["runs", "data", "models"]
 
 
@@ -37,7 +39,8 @@ class Roots:
 
     def of(self, which: Which) -> tuple[Path, ...]:
         """Return the folders of a kind, resolved."""
-        table = {"runs": (self.runs,), "data": (self.uploads, *self.data), "models": (*self.models, self.runs)}
+        data, models = (self.uploads, *self.data, EXAMPLE), (*self.models, self.runs)
+        table = {"runs": (self.runs,), "data": data, "models": models}
         return table[which]
 
     def inside(self, path: str | Path, which: Which) -> Path:

@@ -130,6 +130,7 @@ def serve(options: Options) -> None:
     """Answer until a signal comes. Raises ConfigError for an address that cannot be had."""
     with _listen(options.host, options.port) as listening:
         state = make_state(options)
+        state.warm = True
         address = _address(options.host, listening.getsockname()[1])
         if not is_loopback(options.host):
             logger.warning(

@@ -24,6 +24,8 @@ __all__ = ["MOST_UPLOAD_BYTES", "Roots", "State", "Which"]
 
 MOST_UPLOAD_BYTES = 2 << 30
 TICK_SECONDS = 0.5
+WARM_AFTER_SECONDS = 3.0
+"""The page is shown first."""
 
 
 @dataclass
@@ -48,11 +50,22 @@ class State:
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends; streams look at it and end, too."""
 
+    warm: bool = False
+    """Whether children of the worker are started before they are asked."""
+
     def begin(self) -> None:
         """Start what runs beside the requests."""
+        timer = threading.Timer(WARM_AFTER_SECONDS, self.expect_questions)
+        timer.daemon = True
+        timer.start()
         # A large run takes long to remove, and jobs must not wait for that.
         for name, work in (("jobs", self.jobs.tick), ("trash", partial(purge, self.roots.runs))):
             threading.Thread(target=self._repeat, args=(name, work), name=f"luthier-{name}", daemon=True).start()
+
+    def expect_questions(self) -> None:
+        """Let the worker get ready, because somebody will ask soon; returns at once."""
+        if self.warm and not self.closing.is_set():
+            self.worker.warm()
 
     def close(self) -> None:
         """End what runs beside the requests; jobs go on."""

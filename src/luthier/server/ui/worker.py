@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 300.0
 MOST_WAITING = 8
 """Questions that wait for one child; more are told to come again."""
+WARM_SECONDS = 180.0
 LARGEST_LOG_BYTES = 1_000_000
 LARGEST_REPLY_BYTES = 64_000_000
 SLOW = ("estimate",)
@@ -40,6 +41,7 @@ class Worker:
 
     def __init__(self, log: Path, *, allow_remote_code: bool = False, idle_seconds: float = IDLE_SECONDS) -> None:
         self._allow_remote_code = allow_remote_code
+        self._closed = False
         self._slow, self._quick = (_Child(log, idle_seconds) for _ in range(2))
 
     def ask(self, task: str, seconds: float, **asked: Any) -> Any:
@@ -51,8 +53,22 @@ class Worker:
         child = self._slow if task in SLOW else self._quick
         return child.ask({"task": task, "allow_remote_code": self._allow_remote_code, **asked}, seconds)
 
+    def warm(self) -> None:
+        """Start the children that do not live, and let them load what takes long; returns at once."""
+        threading.Thread(target=self._warm, name="luthier-warm", daemon=True).start()
+
+    def _warm(self) -> None:
+        # One after the other: an estimate is what is asked for first.
+        for child in (self._slow, self._quick):
+            try:
+                child.warm()
+            except (LuthierError, OSError) as error:
+                if not self._closed:
+                    logger.warning("what answers questions could not be started beforehand: %s", first_line(error))
+
     def close(self) -> None:
         """End the children."""
+        self._closed = True
         self._slow.close()
         self._quick.close()
 
@@ -81,6 +97,11 @@ class _Child:
                 self._lock.release()
         finally:
             self._places.release()
+
+    def warm(self) -> None:
+        process = self._process
+        if not self._closed and (process is None or process.poll() is not None):
+            self.ask({"task": "warm", "allow_remote_code": False}, WARM_SECONDS)
 
     def close(self) -> None:
         self._closed = True

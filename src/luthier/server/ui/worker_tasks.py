@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.load import Loaded, load_config
@@ -150,4 +151,14 @@ def templates(model: str, *, allow_remote_code: bool) -> dict[str, Any]:
     return {"own": bool(tokenizer.chat_template), "fitting": fitting}
 
 
-TASKS = {"estimate": estimate, "tokens": tokens, "prompt": prompt, "templates": templates}
+def warm(*, allow_remote_code: bool) -> None:
+    """Load what takes long, so that the first question does not wait for it."""
+    del allow_remote_code
+    import_module("luthier.workflows.estimate")
+    import_module("luthier.workflows.preview")
+    # Their classes are loaded at the first use.
+    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        getattr(import_module("transformers"), name)
+
+
+TASKS = {"warm": warm, "estimate": estimate, "tokens": tokens, "prompt": prompt, "templates": templates}
