@@ -34,8 +34,8 @@ test("a run is started by keyboard alone, with the settings that are shown as te
   await type(page, "search-settings", "max_steps");
   await expect(page.getByTestId("field-train.max_steps").or(page.getByTestId("found-train.max_steps"))).toBeVisible();
   await type(page, "field-train.max_steps", "3");
-  await tabTo(page, "tab-yaml");
-  await page.keyboard.press("Enter");
+  await tabTo(page, "tab-form");
+  await page.keyboard.press("ArrowRight");
   await expect(page.getByTestId("yaml")).toHaveValue(/max_steps: 3/);
   const shown = await page.getByTestId("yaml").inputValue();
   await tabTo(page, "start-now");
@@ -48,7 +48,7 @@ test("a run is started by keyboard alone, with the settings that are shown as te
   }
 });
 
-test("一次训练,全程中文", async ({ page, server }) => {
+test("one run in Chinese", async ({ page, server }) => {
   await page.addInitScript(() => localStorage.setItem("language", "zh"));
   await open(page, server, "/start");
   await expect(page.locator("html")).toHaveAttribute("lang", /^zh/);
