@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 
 from luthier.core.errors import RunError
 from luthier.core.masking import mask
-from luthier.evaluation.results import list_results, read
 from luthier.runs.store import read_lines
 from luthier.runs.trash import is_one_name
 from luthier.server.ui.failures import missing
@@ -36,6 +35,8 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/evaluations/{name}/items", summary="Items that changed most, in both directions")
     def items(id: str, name: str, limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20) -> list[ChangedItem]:
+        from luthier.evaluation.results import list_results
+
         folders = {folder.name: folder for folder in list_results(state.roots.run(id))}
         if not is_one_name(name) or name not in folders:
             raise missing("evaluation", name)
@@ -46,10 +47,14 @@ def routes(state: State) -> APIRouter:
 
 def evaluations_of(run: Path, most: int | None = None) -> list[dict[str, Any]]:
     """Return evaluations, newest first; one that cannot be read has an `error` instead of results."""
+    from luthier.evaluation.results import list_results
+
     return [_one(folder) for folder in list_results(run)[:most]]
 
 
 def _one(folder: Path) -> dict[str, Any]:
+    from luthier.evaluation.results import read
+
     facts: dict[str, Any] = {"name": folder.name, "created": (folder / "results.json").stat().st_mtime}
     try:
         found = read(folder)
@@ -97,6 +102,8 @@ def changed_items(folder: Path, limit: int) -> list[ChangedItem]:
 
 
 def _higher_is_better(folder: Path) -> set[str]:
+    from luthier.evaluation.results import read
+
     models = read(folder).get("models", [])
     measures = models[-1].get("measures", {}) if models else {}
     return {name for name, each in measures.items() if each.get("better") == "higher" and not each.get("detail")}

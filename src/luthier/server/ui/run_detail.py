@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from luthier.core.masking import mask, mask_text
-from luthier.evaluation.results import list_results
 from luthier.runs import logs
 from luthier.runs.job_files import ACTIVE
 from luthier.runs.manifest import damage
@@ -117,6 +116,8 @@ def _of_job(state: State, job: JobView | None) -> dict[str, Any]:
 
 
 def _of_folder(run: Path, row: RunRow, job: JobView | None, caches: Caches) -> dict[str, Any]:
+    from luthier.evaluation.results import list_results
+
     status = read_status(run)
     points = checkpoints(run)
     blocker = blocker_of(run, row, points)

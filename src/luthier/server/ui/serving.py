@@ -7,15 +7,14 @@ import itertools
 import json
 import shlex
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from anyio import to_thread
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response  # noqa: TC002  read by fastapi
 
 from luthier.core.errors import LuthierError
-from luthier.core.log import printable
 from luthier.core.masking import mask_text
 from luthier.runs.job_files import ACTIVE
 from luthier.server.ui.failures import Refused, missing
@@ -25,18 +24,21 @@ from luthier.server.ui.shapes.models import PromptAsked, Serving, Servings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from types import ModuleType
+
+    from httpx import AsyncClient
 
     from luthier.runs.job_view import JobView
     from luthier.server.ui.state import State
 
-LOOK_SECONDS = 2.0
-CONNECT_SECONDS = 5.0
 PROMPT_SECONDS = 60.0
 MOST_ENDED = 10
-LEFT = 499
-"""Status of a reply that nobody reads: whoever asked has gone."""
-PASSED_ON = ("content-type", "retry-after", "x-should-retry", "x-request-id", "x-luthier-ignored")
 _FAILED = ("failed", "crashed")
+
+
+def _pass_on() -> ModuleType:
+    """Return the module that asks processes; loaded at the first question, so that the page is there sooner."""
+    return import_module("luthier.server.ui.pass_on")
 
 
 async def list_servings(state: State) -> Servings:
@@ -53,27 +55,20 @@ async def _running(state: State, job: JobView) -> Serving:
     shown = Serving(job=job.id, name=job.name, state="starting", models=[], doing=job.doing)
     try:
         address, headers = _door(state, job.id)
-        async with httpx.AsyncClient(timeout=LOOK_SECONDS, trust_env=False) as client:
-            ready = await client.get(f"{address}/ready", headers=headers)
-            listed = await client.get(f"{address}/v1/models", headers=headers)
-        cards = listed.json()["data"]
-    except (httpx.HTTPError, ValueError, KeyError, LuthierError):
-        return shown  # it does not listen yet, or ends just now
+    except LuthierError:
+        return shown  # it ends just now
+    found = await _pass_on().look(address, headers)
+    if found is None:
+        return shown
+    cards, is_ready, said = found
     shown.models = [str(card["id"]) for card in cards]
     shown.context = next((card.get("max_model_len") for card in cards), None)
-    if ready.status_code == httpx.codes.OK:
+    if is_ready:
         shown.state, shown.doing = "ready", ""
         shown.curl = _curl(state, job.id, address, shown.models[0])
     else:
-        shown.doing = _message_of(ready) or shown.doing
+        shown.doing = said or shown.doing
     return shown
-
-
-def _message_of(reply: httpx.Response) -> str:
-    try:
-        return str(reply.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def _waiting(job: JobView) -> Serving:
@@ -114,52 +109,6 @@ def _door(state: State, job: str) -> tuple[str, dict[str, str]]:
     return f"http://127.0.0.1:{port}", {"authorization": f"Bearer {key}"}
 
 
-async def forward(client: httpx.AsyncClient, state: State, job: str, path: str, request: Request) -> Response:
-    """Pass a request on and its reply back, byte by byte as it comes; when the asker leaves, the answer ends, too."""
-    address, headers = await to_thread.run_sync(_door, state, job)
-    for name in ("content-type", "accept", "x-request-id"):
-        if name in request.headers:
-            headers[name] = request.headers[name]
-    asked = client.build_request(request.method, f"{address}{path}", headers=headers, content=await request.body())
-    sending = asyncio.ensure_future(client.send(asked, stream=True))
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not sending.done():
-            return Response(status_code=LEFT)
-        reply = sending.result()
-    except httpx.HTTPError as error:
-        raise Refused(503, "serving_away", f"the model does not answer: {printable(error, 200)}") from error
-    finally:
-        leaving.cancel()
-        if not sending.done():
-            sending.cancel()
-    kept = {name: value for name, value in reply.headers.items() if name in PASSED_ON}
-    return StreamingResponse(_bytes(reply), reply.status_code, {**kept, "cache-control": "no-store"})
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _bytes(reply: httpx.Response) -> AsyncGenerator[bytes]:
-    try:
-        async for chunk in reply.aiter_raw():
-            yield chunk
-    except httpx.HTTPError as error:
-        yield _broken(error)
-    finally:
-        await reply.aclose()
-
-
-def _broken(error: Exception) -> bytes:
-    """Return what tells a reader of events that the answer is not whole."""
-    said = {"message": f"the model ended in the middle: {printable(error, 200)}", "type": "server_error",
-            "param": None, "code": "serving_away"}  # fmt: skip
-    return f"data: {json.dumps({'error': said})}\n\n".encode()
-
-
 def prompt_of(state: State, job: str, asked: PromptAsked) -> TokenSegment:
     """Return the exact tokens that a model is given for a conversation."""
     view = state.jobs.get(job)
@@ -192,13 +141,19 @@ def parts_of(command: list[str]) -> tuple[str, list[str], dict[str, str]]:
 
 def routes(state: State) -> APIRouter:
     """List models that answer, and ask them."""
-    timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-    client = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=httpx.Limits(max_connections=None))
+    clients: list[AsyncClient] = []
+
+    async def ask(job: str, path: str, request: Request) -> Response:
+        address, headers = await to_thread.run_sync(_door, state, job)
+        if not clients:
+            clients.append(_pass_on().new_client())
+        return await _pass_on().forward(clients[0], f"{address}{path}", headers, request)
 
     @asynccontextmanager
     async def life(_: Any) -> AsyncGenerator[None]:
         yield
-        await client.aclose()
+        for client in clients:
+            await client.aclose()
 
     router = APIRouter(tags=["serving"], prefix="/serving", lifespan=life)
 
@@ -210,15 +165,15 @@ def routes(state: State) -> APIRouter:
         "/{job}/v1/chat/completions", summary="Ask in OpenAI's form; streamed as it comes", response_model=None
     )
     async def chat(job: str, request: Request) -> Response:
-        return await forward(client, state, job, "/v1/chat/completions", request)
+        return await ask(job, "/v1/chat/completions", request)
 
     @router.post("/{job}/v1/completions", summary="Go on with a text, in OpenAI's form", response_model=None)
     async def complete(job: str, request: Request) -> Response:
-        return await forward(client, state, job, "/v1/completions", request)
+        return await ask(job, "/v1/completions", request)
 
     @router.get("/{job}/v1/models", summary="What a process answers as", response_model=None)
     async def models(job: str, request: Request) -> Response:
-        return await forward(client, state, job, "/v1/models", request)
+        return await ask(job, "/v1/models", request)
 
     @router.post("/{job}/tokens", summary="The exact tokens that the model is given for a conversation")
     def tokens(job: str, body: PromptAsked) -> TokenSegment:
