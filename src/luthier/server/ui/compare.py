@@ -51,7 +51,9 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/compare/samples", summary="Answers of several runs, by run")
     def samples(
-        runs: str, step: int | None = None, count: Annotated[int, Query(ge=1, le=MOST_GROUPS)] = 20
+        runs: str,
+        step: Annotated[int | None, Query(ge=0)] = None,
+        count: Annotated[int, Query(ge=1, le=MOST_GROUPS)] = 20,
     ) -> dict[str, SampleGroups]:
         rows, _ = split(runs)
         found: dict[str, SampleGroups] = {}

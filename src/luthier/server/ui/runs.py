@@ -47,6 +47,7 @@ MOST_ROWS = 1000
 MOST_POINTS = 20_000
 MOST_NAMES = 200
 MOST_GROUPS = 200
+MOST_LINES = 5000
 _ARCHIVED = {"true": True, "false": False, "": False, "all": None, "null": None}
 _ORDERS: dict[str, Order | None] = {"best": "best", "worst": "worst", "": None, "written": None}
 _SIGNALS = {"stop": signal.SIGTERM, "pause": signal.SIGTERM, "kill": signal.SIGKILL, "save": signal.SIGUSR1}
@@ -195,14 +196,17 @@ def _add_parts(router: APIRouter, state: State, caches: Caches) -> None:
 
     @router.get("/runs/{id}/log", summary="Lines of the log")
     def log(
-        id: str, after: int | None = None, before: int | None = None, limit: Annotated[int, Query(ge=1)] = 500
+        id: str,
+        after: Annotated[int | None, Query(ge=0)] = None,
+        before: Annotated[int | None, Query(ge=0)] = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_LINES)] = 500,
     ) -> LogPart:
         return log_part(folder_of(state, id) / "log.txt", after, before, limit)
 
     @router.get("/runs/{id}/samples", summary="Answers of a run")
     def samples(
         id: str,
-        step: int | None = None,
+        step: Annotated[int | None, Query(ge=0)] = None,
         order: str = "",
         start: Annotated[int, Query(ge=0)] = 0,
         count: Annotated[int, Query(ge=0, le=MOST_GROUPS)] = 20,
