@@ -25,12 +25,12 @@ test.use({
 });
 
 const SETTINGS = {
-  "train.max_steps": "16",
+  "train.max_steps": "10",
   "train.logging_steps": "1",
-  "train.save_steps": "4",
+  "train.save_steps": "3",
   "data.val_size": "4",
   "data.cutoff_len": "128",
-  "train.per_device_train_batch_size": "2",
+  "train.per_device_train_batch_size": "1",
 };
 
 async function fill(page: Page, settings: Record<string, string>): Promise<void> {
@@ -57,7 +57,7 @@ test("from a name to a file that others run", async ({ page, server }) => {
   await test.step("points arrive while it runs", async () => {
     await becomes(page, "running");
     expect(readdirSync(server.runs).filter((name) => !name.startsWith("."))).toEqual([run]);
-    await reaches(page, 5);
+    await reaches(page, 3);
     await expect(page.getByTestId("chart-loss").locator("canvas")).toBeVisible();
   });
 
@@ -66,10 +66,8 @@ test("from a name to a file that others run", async ({ page, server }) => {
     await becomes(page, "stopped");
     expect(readdirSync(join(server.runs, run)).some((name) => name.startsWith("checkpoint-"))).toBe(true);
     await page.getByTestId("resume").click();
-    await page.waitForURL(/resume=/).catch(() => {});
-    if (page.url().includes("resume=")) await page.getByTestId("start-now").click();
     await becomes(page, "done", 300_000);
-    const steps = Array.from({ length: 16 }, (_, i) => i + 1);
+    const steps = Array.from({ length: 10 }, (_, i) => i + 1);
     expect(server.steps(run)).toEqual(steps);
     await expect.poll(() => charted(page)).toEqual(steps);
   });
