@@ -184,3 +184,16 @@ def test_entries_go_with_their_file(page: Page) -> None:
     page.delete("/data/uploads/dataset_info.json", 404)
     page.delete("/data/uploads/x.jsonl")
     assert json.loads((page.uploads / "dataset_info.json").read_text()) == {}
+
+
+def test_of_two_uploads_at_once_the_second_replaces_nothing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    give = uploads._give_name
+
+    def late(temporary: Path, target: Path) -> None:
+        target.write_bytes(b"first\n")  # it became whole while this one was still coming
+        give(temporary, target)
+
+    monkeypatch.setattr(uploads, "_give_name", late)
+    assert page.put("/data/uploads/x.jsonl", ROW, 409)["code"] == "upload_exists"
+    assert (page.uploads / "x.jsonl").read_bytes() == b"first\n"
+    assert there(page) == ["x.jsonl"]
