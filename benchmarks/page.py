@@ -128,7 +128,10 @@ def make_rows(path: Path, rows: int) -> None:
 def look(ui: Ui, options: argparse.Namespace) -> None:
     """Print what a browser saw."""
     done = subprocess.run(
-        ["node", str(HERE / "page.mjs"), ui.origin, ui.token, "look"], check=True, stdout=subprocess.PIPE, text=True
+        ["node", str(HERE / "page.mjs"), ui.origin, ui.token, "look", str(ui.data)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     for name, seconds in json.loads(done.stdout).items():
         target = TARGETS.get(name)

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from luthier.core.log import first_line, say_once
@@ -24,6 +25,8 @@ __all__ = ["MOST_UPLOAD_BYTES", "Roots", "State", "Which"]
 
 MOST_UPLOAD_BYTES = 2 << 30
 TICK_SECONDS = 0.5
+LATER = ("pyarrow.json", "pyarrow.compute", "luthier.evaluation.results", "luthier.server.ui.pass_on")
+"""Modules that are not needed to show the page."""
 WARM_AFTER_SECONDS = 3.0
 """The page is shown first."""
 
@@ -51,16 +54,23 @@ class State:
     """Set when the server ends; streams look at it and end, too."""
 
     warm: bool = False
-    """Whether children of the worker are started before they are asked."""
+    """Whether modules are loaded, and children of the worker started, before they are needed."""
 
     def begin(self) -> None:
         """Start what runs beside the requests."""
-        timer = threading.Timer(WARM_AFTER_SECONDS, self.expect_questions)
-        timer.daemon = True
-        timer.start()
+        if self.warm:
+            timer = threading.Timer(WARM_AFTER_SECONDS, self._get_ready)
+            timer.daemon = True
+            timer.start()
         # A large run takes long to remove, and jobs must not wait for that.
         for name, work in (("jobs", self.jobs.tick), ("trash", partial(purge, self.roots.runs))):
             threading.Thread(target=self._repeat, args=(name, work), name=f"luthier-{name}", daemon=True).start()
+
+    def _get_ready(self) -> None:
+        """Load what the first requests of a kind would wait for."""
+        for name in LATER:
+            import_module(name)
+        self.expect_questions()
 
     def expect_questions(self) -> None:
         """Let the worker get ready, because somebody will ask soon; returns at once."""
