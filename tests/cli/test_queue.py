@@ -245,3 +245,13 @@ def test_a_run_that_a_job_writes_is_not_deleted(two: Path) -> None:
     add(two, "train-it1", "pass", run="a", when="hold")
     with pytest.raises(RunError, match=r"job train-it1 \(held\) trains runs/a; stop or cancel it first"):
         runs("delete", "runs/a")
+
+
+def test_a_run_goes_by_the_name_that_a_search_shows(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs("tag", "a", "good")["tags"] == ["good"]
+    assert runs("delete", "a")["done"] is True
+    assert runs("undelete", "a")["run"] == str(two / "runs/a")
+    with pytest.raises(RunError, match="runs/missing is no run directory"):
+        runs("rename", "missing", "x")
+    monkeypatch.chdir(two / "runs")
+    assert runs("tag", "a", "better")["tags"] == ["good", "better"]

@@ -9,7 +9,17 @@ import typer
 
 runs_app = typer.Typer(help="Look at run directories.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Run directory.")]
+
+def _folder(run: Path) -> Path:
+    return RUNS / run if len(run.parts) == 1 and not run.exists() and RUNS.is_dir() else run
+
+
+def _folders(runs: list[Path]) -> list[Path]:
+    return [_folder(run) for run in runs]
+
+
+RUNS = Path("runs")
+Run = Annotated[Path, typer.Argument(help="Run directory, or the name of one in ./runs.", callback=_folder)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -114,7 +124,10 @@ def _facts(run: Path) -> dict[str, Any]:
 
 
 @runs_app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], json: AsJson = False) -> None:
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or names.", callback=_folders)],
+    json: AsJson = False,
+) -> None:
     """Show the settings that differ between runs, their results, and their newest evaluations side by side."""
     from luthier.cli import show
     from luthier.evaluation import results as evaluations
@@ -167,7 +180,6 @@ def tail(
 # ---- all of them at once
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
-RUNS = Path("runs")
 
 
 def _index(root: Path) -> Any:
