@@ -70,7 +70,7 @@ export async function settled(page: Page, doing: () => Promise<unknown>): Promis
   };
   page.on("request", begun).on("requestfinished", ended).on("requestfailed", ended);
   await doing();
-  await expect.poll(() => waiting.size === 0 && Date.now() - last > 300, { timeout: 30_000 }).toBe(true);
+  await expect.poll(() => waiting.size === 0 && Date.now() - last > 300, { timeout: 90_000 }).toBe(true);
   page.off("request", begun).off("requestfinished", ended).off("requestfailed", ended);
 }
 
