@@ -11,7 +11,8 @@ export const en = {
   copying: "Settings of {name}. Change what shall differ; its own folder stays as it is.",
   copyOf: "{name}, again",
   openRun: "Open it",
-  exampleText: "Nothing is chosen yet. The packaged example teaches a small model to answer questions about instruments.",
+  exampleText:
+    "Nothing is chosen yet. The packaged example teaches a small model to answer questions about instruments.",
   exampleTake: "Take the example",
   views: "Form or text",
   viewForm: "Form",
