@@ -3,12 +3,14 @@
 import csv
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from luthier.core.errors import DataError
+from luthier.data import row_index
 from luthier.data.row_index import RowFile, RowFiles
 from luthier.data.sources import Source, read_rows
 
@@ -189,3 +191,34 @@ def test_a_row_of_five_megabytes(tmp_path: Path) -> None:
     assert (len(rows[0].value["a"]), rows[1].value, rows[0].broken) == (5_000_000, MANY[0], "")
     assert len(rows[2].value) == 100_000
     assert "17000009 bytes" in rows[2].broken
+
+
+@pytest.mark.parametrize("name", ["sparse.jsonl", "sparse.txt", "sparse.csv", "sparse.json"])
+def test_a_line_of_any_length_takes_little_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b'{"a": 1}\n')
+    with path.open("r+b") as file:
+        file.truncate(150_000_000)
+    tracemalloc.start()
+    found = RowFile(path)
+    found.build()
+    rows = found.rows(0, 3)
+    found.find("nothing", 0, 10, 60)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.total == len(rows)
+    assert [bool(row.broken) for row in rows] == ([True] if path.suffix == ".csv" else [False, True])
+    assert peak < 100_000_000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_lines_are_the_same_however_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    path = tmp_path / "x.jsonl"
+    text = b'{"a": 1}\r\n\n \r\n{"b": 22}\n\r\r\n  {"c": "\xe4\xbd\xa0"} \r\n{"d": 4}'
+    path.write_bytes(text)
+    monkeypatch.setattr(row_index, "PART_BYTES", size)
+    found = RowFile(path).entries(0, 10)
+    assert [(text[begin:end].strip(), line) for begin, end, line in found] == [
+        (b'{"a": 1}', 1), (b'{"b": 22}', 4), (b'  {"c": "\xe4\xbd\xa0"}'.strip(), 6), (b'{"d": 4}', 7)
+    ]  # fmt: skip
+    assert not any(text[begin:end].endswith((b"\r", b"\n")) for begin, end, _ in found)

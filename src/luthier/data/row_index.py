@@ -34,9 +34,13 @@ Entry = tuple[int, int, int]
 """First byte of a row, the byte behind it, and its line, from 1 on."""
 
 LARGEST_PARSED_BYTES = 16_000_000
+PART_BYTES = 1 << 20
+LONGEST_TABLE_LINE = 64 << 20
+"""A longer line of a csv file, and all behind it, is one broken row."""
 SHOWN_BYTES = 100_000
 """Of a row that is larger, so much is shown, as text."""
 LARGEST_FIELD = 2**31 - 1
+_TAIL_BYTES = 64
 _MARK = b"\xef\xbb\xbf"
 _BLANK = re.compile(rb"[ \t\r\n]*+")
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
@@ -58,13 +62,20 @@ class StoredRow:
 
 
 def _lines(path: Path, *, only_text: bool) -> Iterator[Entry]:
-    """Yield lines that are not blank; with `only_text` blanks are those of Unicode, as txt files are read."""
-    at = 0
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            begin, at = at, at + len(raw)
-            if raw.strip() and not (only_text and _is_blank_text(raw)):
-                yield begin, begin + len(raw.rstrip(b"\r\n")), number
+    """Yield lines that are not blank; with `only_text` blanks are those of Unicode, as txt files are read.
+
+    A line of any length takes the memory of a part.
+    """
+    end, number = 0, 0
+    with path.open("rb") as file:
+        while part := file.readline(PART_BYTES):
+            begin, end, number = end, end + len(part), number + 1
+            filled = bool(part.strip()) and not (only_text and _is_blank_text(part))
+            tail = part
+            while not part.endswith(b"\n") and (part := file.readline(PART_BYTES)):
+                end, filled, tail = end + len(part), filled or bool(part.strip()), (tail + part)[-_TAIL_BYTES:]
+            if filled:
+                yield begin, end - len(tail) + len(tail.rstrip(b"\r\n")), number
 
 
 def _is_blank_text(raw: bytes) -> bool:
@@ -132,7 +143,9 @@ def _records(path: Path) -> Iterator[Entry]:
 
 def _decoded_lines(file: Any, ends: array[int]) -> Iterator[str]:
     """Yield lines as text mode would split them, and note the byte behind each."""
-    for raw in file:
+    while raw := file.readline(LONGEST_TABLE_LINE):
+        if len(raw) == LONGEST_TABLE_LINE:
+            raise csv.Error(f"a line is longer than {LONGEST_TABLE_LINE} bytes")
         for part in _LINE.findall(raw) if b"\r" in raw[:-2] else (raw,):
             if part:
                 ends.append(ends[-1] + len(part))
@@ -232,7 +245,8 @@ class RowFile:
     def find(self, text: str, start: int, count: int, seconds: float) -> tuple[list[int], int | None]:
         """Return places of rows from `start` on that hold `text`, and where the search stopped before the end.
 
-        Letters of English are found in either case. It stops after `count` rows or `seconds`.
+        Letters of English are found in either case. Of rows too large to be parsed only the beginning is read. It
+        stops after `count` rows or `seconds`.
         """
         until, found = time.monotonic() + seconds, list[int]()
         for place, holds in self._matches(text, start):
@@ -253,7 +267,8 @@ class RowFile:
             place = start
             while entries := self.entries(place, 1024):
                 for entry in entries:
-                    raw = self.raw(file, entry).lower()
+                    begin, end, line = entry
+                    raw = self.raw(file, (begin, min(end, begin + LARGEST_PARSED_BYTES), line)).lower()
                     yield place, any(needle in raw for needle in needles)
                     place += 1
 
