@@ -35,7 +35,7 @@ Entry = tuple[int, int, int]
 
 LARGEST_PARSED_BYTES = 16_000_000
 PART_BYTES = 1 << 20
-LONGEST_TABLE_LINE = 64 << 20
+LONGEST_TABLE_LINE = 32 << 20
 """A longer line of a csv file, and all behind it, is one broken row."""
 SHOWN_BYTES = 100_000
 """Of a row that is larger, so much is shown, as text."""
