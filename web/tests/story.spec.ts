@@ -6,7 +6,7 @@ import { charted, expect, open, test } from "./page";
 import { becomes, reaches, shownRun } from "./runs";
 import { Server } from "./server";
 
-test.setTimeout(900_000);
+test.setTimeout(1_500_000);
 
 // The packaged model is unpacked once a machine, into the usual cache.
 test.use({
@@ -74,8 +74,11 @@ test("from a name to a file that others run", async ({ page, server }) => {
 
   await test.step("evaluate beside the base", async () => {
     await page.getByTestId("to-evaluate").click();
+    await page.locator("summary", { hasText: "What is measured" }).click();
+    for (const kind of ["loss", "generate"]) await page.getByTestId(`kind-${kind}`).check();
+    await page.getByTestId("tokens").fill("8");
     await page.getByTestId("evaluate-start").click();
-    await expect(page.getByTestId("results")).toBeVisible({ timeout: 240_000 });
+    await expect(page.getByTestId("results")).toBeVisible({ timeout: 400_000 });
     await expect(page.getByTestId("results").getByRole("row")).not.toHaveCount(1);
   });
 
@@ -87,6 +90,8 @@ test("from a name to a file that others run", async ({ page, server }) => {
     await expect(page.getByTestId("question")).toBeEnabled({ timeout: 180_000 });
     await page.getByTestId("question").fill("How many strings has a violin? <img src=x onerror=alert(1)>");
     await expect(page.getByTestId("send")).toBeEnabled({ timeout: 180_000 });
+    await page.getByTestId("sampling").locator("summary").click();
+    await page.getByTestId("max_tokens").fill("16");
     await page.getByTestId("send").click();
     for (const column of [0, 1]) {
       await expect(page.getByTestId(`answer-0-${column}-text`)).not.toBeEmpty({ timeout: 120_000 });
