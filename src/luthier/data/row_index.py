@@ -73,7 +73,11 @@ def _lines(path: Path, *, only_text: bool) -> Iterator[Entry]:
             filled = bool(part.strip()) and not (only_text and _is_blank_text(part))
             tail = part
             while not part.endswith(b"\n") and (part := file.readline(PART_BYTES)):
-                end, filled, tail = end + len(part), filled or bool(part.strip()), (tail + part)[-_TAIL_BYTES:]
+                end, filled, tail = (
+                    end + len(part),
+                    filled or bool(part.strip()),
+                    (tail + part[-_TAIL_BYTES:])[-_TAIL_BYTES:],
+                )
             if filled:
                 yield begin, end - len(tail) + len(tail.rstrip(b"\r\n")), number
 
