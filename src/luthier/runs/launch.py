@@ -99,7 +99,7 @@ def send(identity: Identity, number: signal.Signals, *, group: bool) -> bool:
         return False
     try:
         # Held by a descriptor, the number cannot become another process's between the look and the signal.
-        held = os.pidfd_open(identity.pid)
+        held = os.pidfd_open(identity.pid) if hasattr(os, "pidfd_open") else None
     except ProcessLookupError:
         return False
     try:
@@ -107,12 +107,15 @@ def send(identity: Identity, number: signal.Signals, *, group: bool) -> bool:
             return False
         if group and _leads_a_group(identity.pid):
             os.killpg(identity.pid, number)
-        else:
+        elif held is not None:
             signal.pidfd_send_signal(held, number)
+        else:
+            os.kill(identity.pid, number)
     except ProcessLookupError:
         return False
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
     return True
 
 
