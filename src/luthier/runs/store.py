@@ -66,7 +66,7 @@ class RunStore:
 
         Raises RunError when another living process holds it.
         """
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         run = cls(path)
         run._take_lock()
         for left in [*path.glob("tmp-*"), *path.glob("trash-*")]:
