@@ -53,11 +53,12 @@ async function faultsOf(page: Page): Promise<string[]> {
 for (const [name, address] of Object.entries(SCREENS)) {
   for (const language of LANGUAGES) {
     test(`${name} in ${language}`, async ({ page, server }) => {
-      await page.addInitScript((chosen) => localStorage.setItem("language", chosen), language);
+      await page.addInitScript((chosen) => location.host && localStorage.setItem("language", chosen), language);
       for (const theme of THEMES) {
         for (const width of WIDTHS) {
           await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
           await page.setViewportSize({ width, height: 900 });
+          await page.goto("about:blank");
           await settled(page, () => open(page, server, address()));
           const where = `${name} ${language} ${theme} ${width}`;
           const sideways = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
