@@ -213,7 +213,7 @@ def routes(state: State) -> APIRouter:
             authenticated=True,
             version=version("luthier"),
             runs_root=str(state.roots.runs),
-            data_roots=[str(each) for each in state.roots.of("data")],
+            data_roots=[str(each) for each in (state.roots.uploads, *state.roots.data)],
             model_roots=[str(each) for each in state.roots.of("models")],
             started=state.started,
             max_upload_bytes=state.max_upload_bytes,
