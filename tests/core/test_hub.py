@@ -33,7 +33,7 @@ def test_a_hub_that_is_not_found_is_not_asked(
     assert not hub.look_for_hub()
     assert constants.is_offline_mode()
     assert datasets.config.HF_HUB_OFFLINE
-    assert [text.split(":")[0] for text in caplog.messages] == ["huggingface.co cannot be found from here"]
+    assert {text.split(":")[0] for text in caplog.messages} == {"huggingface.co cannot be found from here"}
 
 
 def test_a_resolver_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,8 @@ def test_a_fault_is_told_without_its_text(
     monkeypatch.setattr("luthier.core.log.logger.propagate", True)
     failure(page.http.get("/api/runs"), 500, "server_error")
     assert "inner" not in page.http.get("/api/runs").text
-    said = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    # Whoever else has handed this logger to the root hears each line again.
+    said = {record.getMessage() for record in caplog.records if "failed" in record.getMessage()}
     assert len(said) == 2
     assert all(len(each) < 2048 and "inner" in each and "hf_aB3" not in each for each in said)
 

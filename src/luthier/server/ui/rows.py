@@ -36,7 +36,7 @@ def shortened(value: Any, most: int = CELL_CHARACTERS, depth: int = 0) -> Any:
     """Return a value fit to be sent and shown: long texts and lists cut, and nothing that JSON lacks.
 
     >>> shortened({"a": "abcdef", "b": float("nan"), "c": 1 << 60}, 3)
-    {'a': 'abc… (6 characters)', 'b': 'NaN', 'c': '1152921504606846976'}
+    {'a': 'abc… (6 characters)', 'b': 'NaN', 'c': '115… (19 characters)'}
     """
     if isinstance(value, str):
         safe = value.encode("utf-8", "backslashreplace").decode() if not value.isascii() else value
