@@ -46,7 +46,7 @@ class Http(H11Protocol):
             self.transport.write(self.conn.send(part) or b"")
         self.transport.close()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares a narrower transport than asyncio
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Expect a request."""
         super().connection_made(transport)
         self._expect_head()
