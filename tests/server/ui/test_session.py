@@ -67,6 +67,12 @@ def test_signing_in_with_a_cookie_and_out_again(tmp_path: Path) -> None:
         assert httpx.get(f"{live.url}/api/runs", cookies=kept).status_code == 401
 
 
+def test_folders_are_those_that_were_declared(tmp_path: Path) -> None:
+    with asking(tmp_path) as page:
+        about = page.get("/session")
+        assert about["data_roots"] == [str(page.uploads), str(page.data)]
+
+
 def test_a_session_outlives_the_server_and_not_a_fresh_token(tmp_path: Path) -> None:
     with listening(tmp_path) as live:
         cookies = dict(httpx.post(f"{live.url}/api/session", json={"token": live.state.token}, headers=FORM).cookies)
