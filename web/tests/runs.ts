@@ -22,9 +22,15 @@ export async function begin(server: Server, model: string, steps: number): Promi
   return run ?? "";
 }
 
-/** The run's state must be this one, and become so in time. */
+const ENDED_BADLY = ["failed", "crashed", "never started"];
+
+/** The run's state must be this one, and become so in time; one that ended badly is not waited for. */
 export async function becomes(page: Page, state: string, timeout = 180_000): Promise<void> {
-  await expect(page.getByTestId("state")).toHaveAttribute("data-state", state, { timeout });
+  const shown = page.getByTestId("state");
+  const awaited = new RegExp(`^(${[...new Set([state, ...ENDED_BADLY])].join("|")})$`);
+  await expect(shown).toHaveAttribute("data-state", awaited, { timeout });
+  const last = (await page.getByTestId("log-tail").allInnerTexts()).join().slice(-500);
+  expect(await shown.getAttribute("data-state"), last).toBe(state);
 }
 
 /** Wait until the page shows at least this step. */

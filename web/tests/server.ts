@@ -120,7 +120,11 @@ export class Server {
       const { jobs } = await this.ask<{ jobs: { id: string; state: string }[] }>("GET", "/jobs");
       for (const job of jobs) {
         if (["starting", "running", "stopping"].includes(job.state)) {
-          await this.ask("POST", `/jobs/${job.id}/action`, { action: "kill" });
+          await this.ask("POST", `/jobs/${job.id}/action`, { action: "kill" }).catch(async (error: unknown) => {
+            // It may have ended in between.
+            const { state } = await this.ask<{ state: string }>("GET", `/jobs/${job.id}`);
+            if (state !== "done") throw error;
+          });
         }
       }
       await this.kill("SIGTERM");

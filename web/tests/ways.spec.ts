@@ -66,7 +66,9 @@ test("one run in Chinese", async ({ page, server }) => {
   await open(page, server, "/start");
   await expect(page.locator("html")).toHaveAttribute("lang", /^zh/);
   await page.getByTestId("field-model.model_name_or_path").fill(model);
-  await page.getByRole("checkbox", { name: "训练" }).first().check();
+  const learn = page.getByTestId("learn-questions.jsonl");
+  await expect(learn).toHaveAccessibleName(/训练/);
+  await learn.check();
   await page.getByTestId("search-settings").fill("max_steps");
   await page.getByTestId("field-train.max_steps").first().fill("4");
   await page.getByTestId("name").fill("小提琴 🎻");
