@@ -79,7 +79,7 @@ def test_line_separator_inside_a_string_is_no_new_line() -> None:
 
 
 BAD_ROWS = {
-    "cut off": ('{"instruction": "x", "outp', "rows.jsonl:2 expected one JSON object, found Unterminated string starting at: line 1 column 22 (char 21) (column 22); the file ends inside a value: was the copy complete?"),
+    "cut off": ('{"instruction": "x", "outp', "rows.jsonl:2 expected one JSON object, found Unterminated string starting at: line 1 column 22 (char 21) (column 22); the line ends inside a value: a row is one line, and a line break within a text is written as \\n"),
     "a list": ("[1, 2]", "rows.jsonl:2 expected a JSON object, found '[1, 2]'"),
     "no column": ('{"instructions": "x", "output": "y"}', "rows.jsonl:2 [instruction] expected a column of this name, found columns instructions, output; map it: columns: {prompt: <your column>}; did you mean 'instructions'?"),
     "null": ('{"instruction": "x", "output": null}', "rows.jsonl:2 [output] expected text, found null; remove the row, or set bad_rows: skip"),
@@ -108,6 +108,22 @@ def test_each_bad_row_has_its_sentence(name: str) -> None:
     assert "bad_rows: skip" in str(caught.value)
     report.enforce("skip")
     assert len(store) == 2
+
+
+@pytest.mark.parametrize(
+    "cut", ['{"instruction": "x", "outp', '{"instruction": "x", "output": ', '{"instruction": "x"']
+)
+def test_a_file_ends_where_its_last_line_does(cut: str) -> None:
+    Path("rows.jsonl").write_text(as_text([GOOD]) + cut)
+    (last,) = audit("rows.jsonl")[1].errors()
+    assert last.message.endswith("; the file ends inside a value: was the copy complete?")
+    Path("rows.jsonl").write_text(cut + "\n" + as_text([GOOD]))
+    (first,) = audit("rows.jsonl")[1].errors()
+    assert "the line ends inside a value: a row is one line" in first.message
+    assert "the file ends" not in first.message
+    Path("rows.jsonl").write_text('{"instruction": x, "output": "y"}')
+    (whole,) = audit("rows.jsonl")[1].errors()
+    assert "ends inside" not in whole.message
 
 
 def test_not_utf8_names_line_byte_and_guess() -> None:

@@ -185,15 +185,23 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if not raw.strip():
                 continue
             text = _decoded(raw.rstrip(b"\r\n"), where)
-            yield text if isinstance(text, Row) else _json_row(text, where)
+            yield text if isinstance(text, Row) else _json_row(text, where, _ENDS[raw.endswith(b"\n")])
 
 
-def _json_row(text: str, where: str) -> Row:
+_ENDS = {
+    True: "the line ends inside a value: a row is one line, and a line break within a text is written as \\n",
+    False: "the file ends inside a value: was the copy complete?",
+}
+"""Whether a line has an end -> what is said where a value has none."""
+
+
+def _json_row(text: str, where: str, at_end: str) -> Row:
     try:
         value = json.loads(text)
     except ValueError as error:
         column = getattr(error, "colno", 1)
-        hint = "; the file ends inside a value: was the copy complete?" if "Unterminated" in str(error) else ""
+        has_no_end = "Unterminated" in str(error) or getattr(error, "pos", 0) >= len(text.rstrip())
+        hint = f"; {at_end}" if has_no_end else ""
         return _bad(where, "broken_json", f"expected one JSON object, found {error.args[0]} (column {column}){hint}")
     except RecursionError:
         return _bad(where, "broken_json", "JSON is nested too deeply")
