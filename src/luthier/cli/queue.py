@@ -33,7 +33,6 @@ def add(
     json: AsJson = False,
 ) -> None:
     """Put a training into the queue; `luthier queue run` or `luthier ui` begins it when its turn comes."""
-    from luthier.cli import show
     from luthier.cli.common import load
     from luthier.core.errors import ConfigError
     from luthier.workflows.job_specs import new_request_id, run_of, train_spec
@@ -54,7 +53,7 @@ def add(
             run=None if name else run_of(loaded.config, runs),
         )
     )
-    show.as_json(job=_plain(job)) if json else print(job.id)
+    _tell(job.id, json=json, job=_plain(job))
 
 
 @queue_app.command("list")
@@ -122,7 +121,6 @@ def release(
 
 
 def _hold(id: str, runs: Path, action: str, *, everything: bool, json: bool) -> None:
-    from luthier.cli import show
     from luthier.core.errors import ConfigError
 
     if bool(id) == everything:
@@ -131,13 +129,7 @@ def _hold(id: str, runs: Path, action: str, *, everything: bool, json: bool) -> 
         _act(id, action, runs, json=json)
         return
     plan = _jobs(runs).change_queue(holding=action == "hold")
-    show.as_json(holding=plan.holding) if json else print("held" if plan.holding else "released")
-
-
-@queue_app.command()
-def cancel(id: Id, runs: Root = RUNS, json: AsJson = False) -> None:
-    """Take a job out that has not begun."""
-    _act(id, "cancel", runs, json=json)
+    _tell("held" if plan.holding else "released", json=json, holding=plan.holding)
 
 
 @queue_app.command()
@@ -151,22 +143,19 @@ def stop(
     _act(id, "kill" if kill else "stop", runs, json=json)
 
 
-@queue_app.command()
-def save(id: Id, runs: Root = RUNS, json: AsJson = False) -> None:
-    """Let a training save a checkpoint and go on."""
-    _act(id, "save", runs, json=json)
+def _of_one_job(action: str, said: str) -> None:
+    """Add the command that does `action` to a job, and nothing more."""
+
+    def command(id: Id, runs: Root = RUNS, json: AsJson = False) -> None:
+        _act(id, action, runs, json=json)
+
+    queue_app.command(action, help=said)(command)
 
 
-@queue_app.command()
-def retry(id: Id, runs: Root = RUNS, json: AsJson = False) -> None:
-    """Do again what failed or was stopped, as a new job; a training goes on from its last checkpoint."""
-    _act(id, "retry", runs, json=json)
-
-
-@queue_app.command()
-def forget(id: Id, runs: Root = RUNS, json: AsJson = False) -> None:
-    """Take a job that has ended out of the list; its run stays."""
-    _act(id, "forget", runs, json=json)
+_of_one_job("cancel", "Take a job out that has not begun.")
+_of_one_job("save", "Let a training save a checkpoint and go on.")
+_of_one_job("retry", "Do again what failed or was stopped, as a new job; a training goes on from its last checkpoint.")
+_of_one_job("forget", "Take a job that has ended out of the list; its run stays.")
 
 
 @queue_app.command()
@@ -177,11 +166,9 @@ def move(
     json: AsJson = False,
 ) -> None:
     """Put a job that waits at another place."""
-    from luthier.cli import show
-
     jobs = _jobs(runs)
     plan = jobs.move(_id(jobs, id), position)
-    show.as_json(order=plan.order) if json else print("\n".join(plan.order))
+    _tell("\n".join(plan.order), json=json, order=plan.order)
 
 
 @queue_app.command()
@@ -191,10 +178,8 @@ def slots(
     json: AsJson = False,
 ) -> None:
     """Say how many jobs may run at once."""
-    from luthier.cli import show
-
     plan = _jobs(runs).change_queue(slots=number)
-    show.as_json(slots=plan.slots) if json else print(plan.slots)
+    _tell(plan.slots, json=json, slots=plan.slots)
 
 
 @queue_app.command("run")
@@ -244,11 +229,16 @@ def _follow(jobs: Jobs) -> list[JobView]:
 
 
 def _act(id: str, action: str, runs: Path, *, json: bool) -> None:
-    from luthier.cli import show
-
     jobs = _jobs(runs)
     job = jobs.act(_id(jobs, id), action)
-    show.as_json(job=_plain(job)) if json else print(f"{job.id}: {job.state}")
+    _tell(f"{job.id}: {job.state}", json=json, job=_plain(job))
+
+
+def _tell(text: object, *, json: bool, **values: Any) -> None:
+    """Print `text`, or `values` where JSON was asked for."""
+    from luthier.cli import show
+
+    show.as_json(**values) if json else print(text)
 
 
 def _id(jobs: Jobs, beginning: str) -> str:
