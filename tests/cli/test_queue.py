@@ -218,6 +218,9 @@ def test_search_and_notes(two: Path) -> None:
     (two / "runs/.luthier/index.sqlite").write_bytes(b"garbage")
     assert runs("reindex")["runs"] == 2
     assert "Der beste" in CliRunner().invoke(runs_app, ["search"]).stdout
+    assert (ids("--until", "2020-01-01"), ids("--since", "2020-01-01")) == ([], ["a", "b"])
+    with pytest.raises(RunError, match="since: 'heute' is no date"):
+        runs("search", "--since", "heute")
     with pytest.raises(RunError, match="no column 'los'; did you mean 'loss'"):
         runs("search", "--sort", "los")
     with pytest.raises(RunError, match="no run directory"):

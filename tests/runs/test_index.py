@@ -6,6 +6,7 @@ import random
 import sqlite3
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,57 @@ def test_filters_order_and_pages(index: Index, root: Path) -> None:
     assert ids(index.search(archived=None)) == ["a", "c", "b"]
     with pytest.raises(RunError, match=r"no column 'lose'; did you mean 'loss'"):
         index.search(sort="lose")
+
+
+def test_the_model(index: Index) -> None:
+    assert index.models() == ["Qwen3-1.7B", "smollm2-135m"]
+    assert ids(index.search(model=["smollm2-135m"])) == ["b", "a"]
+    assert ids(index.search(model=["smollm2-135m"], objective="dpo")) == ["b"]
+    assert ids(index.search(model=["smollm2"])) == []
+    assert ids(index.search(model=[""])) == ["c", "b", "a"]
+
+
+@pytest.fixture
+def east_of_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine eight hours east of Greenwich."""
+    monkeypatch.setenv("TZ", "CST-8")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "found"),
+    [
+        ("", "", "cba"),
+        ("2026-01-02T00:00:00Z", "", "cb"),
+        ("2026-01-02T00:00:01Z", "", "c"),
+        ("", "2026-01-02T00:00:00Z", "a"),
+        ("1767312000", "", "cb"),
+        ("1767312000.5", "", "c"),
+        ("", "1767312000.5", "ba"),
+        # Midnight in Greenwich is eight in the morning here, of the same day.
+        ("2026-01-02", "2026-01-02", "b"),
+        ("2026-01-02", "", "cb"),
+        ("", "2026-01-02", "ba"),
+        ("2026-01-02T08:00", "2026-01-02T08:00:01", "b"),
+        ("2026-01-02T08:01", "", "c"),
+        ("2026-01-02 09:00+09:00", "2026-01-02T01:00:01+01", "b"),
+        (" 2026-W01-5 ", "", "cb"),
+        ("2026-01-03", "2026-01-01", ""),
+    ],
+)
+@pytest.mark.usefixtures("east_of_here")
+def test_the_days_that_runs_were_created_on(index: Index, since: str, until: str, found: str) -> None:
+    assert "".join(ids(index.search(since=since, until=until))) == found
+
+
+@pytest.mark.parametrize("wrong", ["yesterday", "2026-02-30", "2026-1-1", "nan", "-inf", "1e999", "9999-12-31", " "])
+def test_what_is_no_date(index: Index, wrong: str) -> None:
+    with pytest.raises(RunError, match=r"^until: '.*' is no date; write 2026-03-31") as caught:
+        index.search(until=wrong)
+    assert caught.value.code == "run_date"
 
 
 def test_a_run_that_was_deleted_or_renamed_under_the_index_is_followed(index: Index, root: Path) -> None:

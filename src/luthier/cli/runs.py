@@ -197,6 +197,8 @@ def search(
     state: Annotated[str, typer.Option(help="States, with commas between them.")] = "",
     objective: Annotated[str, typer.Option(help="Objectives, with commas between them.")] = "",
     tag: Annotated[str, typer.Option(help="Tags, with commas between them.")] = "",
+    since: Annotated[str, typer.Option(help="Created then or later, such as 2026-03-31.")] = "",
+    until: Annotated[str, typer.Option(help="Created before; a day is in it.")] = "",
     archived: Annotated[bool, typer.Option("--archived", help="Those that are archived, too.")] = False,
     sort: Annotated[
         str, typer.Option(help="Column: created, updated, name, loss, best, seconds, bytes, ...")
@@ -214,8 +216,8 @@ def search(
     index = _index(runs)
     index.refresh()
     found, total = index.search(
-        " ".join(text or []), state=state, objective=objective, tag=tag, archived=None if archived else False,
-        sort=sort, descending=not ascending, count=limit,
+        " ".join(text or []), state=state, objective=objective, tag=tag, since=since, until=until,
+        archived=None if archived else False, sort=sort, descending=not ascending, count=limit,
     )  # fmt: skip
     if json:
         show.as_json(runs=[asdict(row) for row in found], total=total)

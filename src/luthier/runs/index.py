@@ -166,7 +166,10 @@ class Index:
         *,
         state: str | Sequence[str] = (),
         objective: str | Sequence[str] = (),
+        model: str | Sequence[str] = (),
         tag: str | Sequence[str] = (),
+        since: str = "",
+        until: str = "",
         archived: bool | None = False,
         sort: str = "created",
         descending: bool = True,
@@ -176,9 +179,11 @@ class Index:
         """Return a page of the runs that match, pinned ones first, and how many match in all.
 
         `text`: words that name, notes, tags, model or data contain, and `key:value` of settings (`rank:16`), all of
-        them. `archived`: True for those only, None for all. Raises RunError for a column that cannot be sorted by.
+        them. `since` and `until`: when they were created, as `moment_of` reads it. `archived`: True for those only,
+        None for all. Raises RunError for a column that cannot be sorted by, or what is no date.
         """
-        asked = Asked(text, _names(state), _names(objective), _names(tag), archived, sort, descending)
+        names = (_names(state), _names(objective), _names(model), _names(tag))
+        asked = Asked(text, *names, since, until, archived, sort, descending)
         condition, values, order = where(asked)
         query = f"SELECT {COLUMNS} FROM runs WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
         found = self._ask(query, [*values, count, start])
@@ -200,6 +205,12 @@ class Index:
         """Return every tag in use."""
         found = self._ask("SELECT DISTINCT value FROM runs, json_each(runs.tags) ORDER BY value")
         return [str(value) for (value,) in found]
+
+    def models(self) -> list[str]:
+        """Return every model that a run learns from."""
+        return [
+            str(model) for (model,) in self._ask("SELECT DISTINCT model FROM runs WHERE model != '' ORDER BY model")
+        ]
 
     def stamps(self) -> dict[str, tuple[str, str]]:
         """Return id -> what changes when its files do, and its state, as of the last look at the folders."""
@@ -284,6 +295,12 @@ def _stamp_of_files(folder: str) -> tuple[str, float] | None:
     if not stamps[1] or not (stamps[0] or os.path.exists(f"{folder}/run.lock")):
         return None
     return " ".join(stamps), max(float(stamp.split(":")[0]) for stamp in stamps if stamp) / 1e9
+
+
+def parted(stamp: str) -> tuple[list[str], tuple[str, str]]:
+    """Return of a stamp what people change, the settings and notes, and what training does, the status and events."""
+    status, *by_hand, events = stamp.split(" ")
+    return by_hand, (status, events)
 
 
 def _stamp_of(path: str | Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from luthier.core.errors import RunError
@@ -22,32 +24,40 @@ _OWN = {"tag": "tags", "state": "state", "objective": "objective", "stage": "obj
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question: all parts must hold; of several states, objectives or tags any one."""
+    """A question: all parts must hold; of several states, objectives, models or tags any one."""
 
     text: str = ""
     states: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    """When it was created, as `moment_of` reads it; a day at the end is in it."""
     archived: bool | None = False
     sort: str = "created"
     descending: bool = True
 
 
 def where(asked: Asked) -> tuple[str, list[Any], str]:
-    """Return condition, values and order. Raises RunError for a column that cannot be sorted by."""
+    """Return condition, values and order. Raises RunError for a column that cannot be sorted by, or what is no date."""
     if asked.sort not in SORTABLE:
         raise RunError(
             f"sort: no column {printable(asked.sort)}{did_you_mean(asked.sort, [*SORTABLE])}", code="run_sort"
         )
     parts: list[str] = ["1"]
     values: list[Any] = []
-    for column, names in (("state", asked.states), ("objective", asked.objectives)):
+    for column, names in (("state", asked.states), ("objective", asked.objectives), ("model", asked.models)):
         if names:
             parts.append(f"{column} IN ({', '.join('?' * len(names))})")
             values += names
     if asked.tags:
         parts.append(f"EXISTS (SELECT 1 FROM json_each(runs.tags) WHERE value IN ({', '.join('?' * len(asked.tags))}))")
         values += asked.tags
+    for field, given, comparison in (("since", asked.since, ">="), ("until", asked.until, "<")):
+        if given:
+            parts.append(f"created {comparison} ?")
+            values.append(moment_of(given, field, end=field == "until"))
     if asked.archived is not None:
         parts.append("archived = ?")
         values.append(int(asked.archived))
@@ -58,6 +68,36 @@ def where(asked: Asked) -> tuple[str, list[Any], str]:
     direction = "DESC" if asked.descending else "ASC"
     collate = " COLLATE NOCASE" if asked.sort in ("name", "model") else ""
     return " AND ".join(parts), values, f"pinned DESC, {asked.sort}{collate} {direction} NULLS LAST, id {direction}"
+
+
+def moment_of(given: str, field: str, *, end: bool = False) -> float:
+    """Return a moment in seconds since the epoch, given as that or as an ISO date, with a time or without.
+
+    Times without a zone are of this machine. With `end` a day is its end, the midnight behind it. Raises RunError, with
+    the name of the field, for anything else.
+    """
+    try:
+        return _seconds(given.strip(), end=end)
+    except (ValueError, OverflowError, OSError) as error:
+        said = f"{field}: {printable(given)} is no date; write 2026-03-31, 2026-03-31T14:00 or seconds since 1970"
+        raise RunError(said, code="run_date") from error
+
+
+def _seconds(given: str, *, end: bool) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        pass
+    else:
+        if not math.isfinite(seconds):
+            raise ValueError(given)
+        return seconds
+    try:
+        day = date.fromisoformat(given)
+    except ValueError:
+        return datetime.fromisoformat(given).astimezone().timestamp()
+    midnight = datetime.combine(day + timedelta(days=end), datetime.min.time())
+    return midnight.astimezone().timestamp()
 
 
 def _term(key: str, value: str) -> tuple[str, list[Any]]:

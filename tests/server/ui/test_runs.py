@@ -45,7 +45,7 @@ def add_checkpoint(run: Path, step: int) -> Path:
 
 
 def test_the_list(page: Page) -> None:
-    assert page.get("/runs") == {"runs": [], "total": 0, "tags": [], "bytes": 0, "rebuilding": False}
+    assert page.get("/runs") == {"runs": [], "total": 0, "tags": [], "models": [], "bytes": 0, "rebuilding": False}
     for name, state in [("a", "done"), ("b", "failed"), ("c", "running")]:
         make_run(runs(page), name, state=state)
     (runs(page) / "no run").mkdir()
@@ -70,10 +70,29 @@ def test_the_list(page: Page) -> None:
         {"archived": "perhaps"},
         {"sort": "password"},
         {"descending": "up"},
+        {"since": "yesterday"},
+        {"since": "nan"},
+        {"until": "2026-02-30"},
     ],
 )
 def test_questions_that_are_none(page: Page, asked: dict[str, Any]) -> None:
     page.get("/runs", 422, **asked)
+
+
+def test_runs_of_a_model_and_of_some_days(page: Page) -> None:
+    for name, model, created in [("a", "tiny", "2026-01-01"), ("b", "a,b", "2026-01-02"), ("c", "tiny", "2026-01-03")]:
+        run = make_run(runs(page), name, settings={**SETTINGS, "model": {"model_name_or_path": model}})
+        set_status(run, started=f"{created}T12:00:00.000+00:00")
+
+    def found(**asked: str) -> list[str]:
+        return [row["id"] for row in page.get("/runs", sort="name", descending=False, **asked)["runs"]]
+
+    assert page.get("/runs")["models"] == ["a,b", "tiny"]
+    assert found(model="a,b") == ["b"]
+    assert found(model="tiny", since="2026-01-02T00:00:00Z") == ["c"]
+    assert found(since="1767268800", until="2026-01-02T12:00:01Z") == ["a", "b"]
+    problem = page.get("/runs", 422, until="31.12.2026")
+    assert (problem["code"], problem["message"].partition(";")[0]) == ("run_date", "until: '31.12.2026' is no date")
 
 
 def test_one_run(page: Page) -> None:

@@ -68,10 +68,13 @@ def _add_list(router: APIRouter, state: State) -> None:
         q: str = "",
         state_: Annotated[str, Query(alias="state")] = "",
         objective: str = "",
+        model: str = "",
         tag: str = "",
+        since: Annotated[str, Query(description="Created then or later: an ISO date, or seconds since 1970")] = "",
+        until: Annotated[str, Query(description="Created before; a day is in it")] = "",
         archived: str = "",
         sort: str = "created",
-        descending: bool = True,  # noqa: FBT001
+        descending: bool = True,  # noqa: FBT001  fastapi reads it from the address, by its name
         start: Annotated[int, Query(ge=0)] = 0,
         count: Annotated[int, Query(ge=0, le=MOST_ROWS)] = 100,
     ) -> RunPage:
@@ -81,7 +84,10 @@ def _add_list(router: APIRouter, state: State) -> None:
             q,
             state=state_,
             objective=objective,
+            model=[model],
             tag=tag,
+            since=since,
+            until=until,
             archived=_of(_ARCHIVED, archived, "archived"),
             sort=sort,
             descending=descending,
@@ -92,6 +98,7 @@ def _add_list(router: APIRouter, state: State) -> None:
             runs=rows_of(state, found),
             total=total,
             tags=index.tags(),
+            models=index.models(),
             bytes=index.bytes(),
             rebuilding=index.rebuilding,
         )
@@ -130,7 +137,7 @@ def _add_one(router: APIRouter, state: State, caches: Caches) -> None:
         return before.model_copy(update={"state": "never started", "reason": "cancelled before it began"})
 
     @router.delete("/runs/{id}", summary="Delete a run; dry_run says what goes")
-    def delete(id: str, dry_run: bool = False) -> Deletion:  # noqa: FBT001
+    def delete(id: str, dry_run: bool = False) -> Deletion:  # noqa: FBT001  fastapi reads it from the address, by its name
         run = state.roots.run(id)
         gone = trash.contents(run)
         entry = None if dry_run else trash.delete(state.roots.runs, id)

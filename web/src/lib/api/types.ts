@@ -1485,6 +1485,11 @@ export interface components {
              */
             bytes: number;
             /**
+             * Models
+             * @description Every model that a run learns from, by the name that its settings give it.
+             */
+            models: string[];
+            /**
              * Rebuilding
              * @description The index was damaged or missing, and is being made from the folders.
              * @default false

@@ -48,6 +48,8 @@ class RunPage(Shape):
     """Found in all; `runs` is one page of them."""
     tags: list[str]
     """Every tag in use."""
+    models: list[str]
+    """Every model that a run learns from, by the name that its settings give it."""
     bytes: int
     """Of all runs."""
     rebuilding: bool = False
