@@ -34,13 +34,13 @@ def make(page: Page, name: str, **status: Any) -> Path:
 def test_each_change_is_seen_once(page: Page) -> None:
     state = page.state
     run, sight = make(page, "a"), Sight(state)
-    assert sight.look() == []
-    assert sight.look() == []
+    assert sight.look() == {}
+    assert sight.look() == {}
     notes.change(run, name="new")
     # Whoever else has refreshed the index in between does not take the change away.
     state.index.refresh()
-    assert sight.look() == [("runs", "a")]
-    assert sight.look() == []
+    assert sight.look() == {("runs", "a"): False}
+    assert sight.look() == {}
     make(page, "b")
     trash.delete(state.roots.runs, "a")
     assert sorted(sight.look()) == [("runs", "a"), ("runs", "b")]
@@ -48,7 +48,7 @@ def test_each_change_is_seen_once(page: Page) -> None:
     state.jobs.add(spec)
     assert sorted(sight.look()) == [("jobs", "serve-01"), ("serving", "serve-01")]
     state.jobs.change_queue(slots=2)
-    assert sight.look() == [("queue", "")]
+    assert list(sight.look()) == [("queue", "")]
     state.jobs.act("serve-01", "cancel")
     assert sorted(sight.look()) == [("jobs", "serve-01"), ("serving", "serve-01")]
 
@@ -64,9 +64,9 @@ def test_a_folder_that_is_moved_away_and_the_end_of_a_process_are_changes(page: 
     wait_for(lambda: state.jobs.tick() is not None and state.jobs.get(job.id).state == "stopped")
     assert sorted(sight.look()) == [("jobs", "train-01"), ("runs", "a")]
     run.rename(state.roots.runs.parent / "elsewhere")
-    assert sight.look() == [("runs", "a")]
+    assert list(sight.look()) == [("runs", "a")]
     (state.roots.runs.parent / "elsewhere").rename(run)
-    assert sight.look() == [("runs", "a")]
+    assert list(sight.look()) == [("runs", "a")]
 
 
 def test_a_slow_look_is_not_put_off_for_long(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,20 +89,28 @@ def test_what_only_grows_is_told_now_and_then_and_never_lost(page: Page, monkeyp
             file.write(json.dumps({"seq": step, "kind": "train", "step": step, "loss": 1.0}) + "\n")
         told.append(sight.look())
         now[0] += 0.5
-    assert told == [[("runs", "a")] if step % 4 == 0 else [] for step in range(20)]
-    assert sight.look() == [("runs", "a")]
-    assert sight.look() == []
+    assert told == [{("runs", "a"): True} if step % 4 == 0 else {} for step in range(20)]
+    assert sight.look() == {("runs", "a"): True}
+    assert sight.look() == {}
 
 
 def test_a_reader_that_is_behind_is_bounded() -> None:
     reader = Reader()
     for i in range(100 * MOST_WAITING):
-        reader.add([("runs", f"run-{i}"), ("jobs", "a")])
+        reader.add({("runs", f"run-{i}"): True, ("jobs", "a"): True})
     said = reader.take().decode()
     assert len(said) < 100 * MOST_WAITING
     assert 'event: jobs\ndata: {"kind":"jobs","id":""}' in said
-    reader.add([("queue", "")] * 50)
+    reader.add({("queue", ""): False})
     assert reader.take() == b'event: queue\ndata: {"kind":"queue","id":""}\n\n'
+
+
+def test_growth_and_more_in_one_is_more() -> None:
+    reader, run = Reader(), ("runs", "a")
+    for order in ((True, False), (False, True), (True, True)):
+        for grown in order:
+            reader.add({run: grown})
+        assert (b'"grown":true' in reader.take()) == all(order)
 
 
 async def listen(found: Changes, say: Any) -> list[str]:

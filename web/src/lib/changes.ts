@@ -2,7 +2,12 @@
  * What changes on the server, for every part of the page. One connection a browser: the tab that holds a lock listens
  * and tells the others (browsers allow six connections to a host).
  */
-export type Change = { kind: "jobs" | "runs" | "queue" | "serving" | "connection"; id: string };
+export interface Change {
+  kind: "jobs" | "runs" | "queue" | "serving" | "connection";
+  id: string;
+  /** It is further than it was, and the same otherwise. */
+  grown?: boolean;
+}
 type Listener = (change: Change) => void;
 
 const listeners = new Set<Listener>();

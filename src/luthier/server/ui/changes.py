@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Response
 
 from luthier.core.log import first_line, say_once
+from luthier.runs.index import parted
 from luthier.runs.job_files import ACTIVE, OWN
 from luthier.runs.launch import LOG, PROGRESS
 from luthier.runs.queue import FILE as QUEUE
 from luthier.server.ui.sse import ALIVE, ALIVE_SECONDS, BEGIN, EventStream, event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from luthier.runs.job_files import JobFile
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Change = tuple[str, str]
 """Kind (jobs, runs, queue, serving) and id; an empty id means all of them."""
+Changed = dict[Change, bool]
+"""What has changed, with whether it has only grown: whoever follows a run by its own stream knows that already."""
 LOOK_SECONDS = 0.5
 SHARE = 0.01
 """Most of the time that is spent looking."""
@@ -40,13 +43,13 @@ class Reader:
 
     def __init__(self) -> None:
         self.there = asyncio.Event()
-        self._waiting: dict[Change, None] = {}
+        self._waiting: Changed = {}
 
-    def add(self, changes: Iterable[Change]) -> None:
+    def add(self, changes: Mapping[Change, bool]) -> None:
         """Let changes wait for the next look."""
-        self._waiting |= dict.fromkeys(changes)
+        self._waiting |= {change: grown and self._waiting.get(change, True) for change, grown in changes.items()}
         if len(self._waiting) > MOST_WAITING:
-            self._waiting = dict.fromkeys((kind, "") for kind, _ in self._waiting)
+            self._waiting = {(kind, ""): False for kind, _ in self._waiting}
         if self._waiting:
             self.there.set()
 
@@ -54,7 +57,10 @@ class Reader:
         """Return what waits, as events."""
         found, self._waiting = self._waiting, {}
         self.there.clear()
-        return b"".join(event({"kind": kind, "id": id}, kind) for kind, id in found)
+        return b"".join(
+            event({"kind": kind, "id": id, **({"grown": True} if grown else {})}, kind)
+            for (kind, id), grown in found.items()
+        )
 
 
 class Sight:
@@ -65,20 +71,21 @@ class Sight:
         self._marks: dict[Change, tuple[Any, Any]] | None = None
         self._told: dict[Change, float] = {}
 
-    def look(self) -> list[Change]:
+    def look(self) -> Changed:
         """Return what is different from the last look; at the first one nothing is."""
         marks = self._look()
         before, self._marks = self._marks, marks
         if before is None:
-            return []
+            return {}
         now = time.monotonic()
-        found = [change for change in before if change not in marks]
+        found = {change: False for change in before if change not in marks}
         for change, (state, size) in marks.items():
             known = before.get(change)
             if known == (state, size):
                 continue
-            if known is None or known[0] != state or now - self._told.get(change, -GROWING_SECONDS) >= GROWING_SECONDS:
-                found.append(change)
+            grown = known is not None and known[0] == state
+            if not grown or now - self._told.get(change, -GROWING_SECONDS) >= GROWING_SECONDS:
+                found[change] = grown
                 self._told[change] = now
             else:
                 marks[change] = known  # to be told at a later look
@@ -98,7 +105,8 @@ class Sight:
                 marks["serving", job.id] = (job.now.state, log)
         self._state.index.refresh(seconds=REFRESH_SECONDS)
         for id, (stamp, state) in self._state.index.stamps().items():
-            marks["runs", id] = ((state, id in trained), stamp)
+            by_hand, growing = parted(stamp)
+            marks["runs", id] = ((state, id in trained, by_hand), growing)
         return marks
 
     def _of_job(self, job: JobFile) -> tuple[Any, Any]:
@@ -145,7 +153,7 @@ class Changes:
                 found = await asyncio.to_thread(sight.look)
             except Exception as error:  # noqa: BLE001  a folder that is gone must not end the stream
                 say_once(f"changes could not be looked for: {first_line(error)}")
-                found = []
+                found = {}
             for reader in self._readers:
                 reader.add(found)
             # A look at thousands of runs takes time that a training may want.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from threading import Event
     from typing import BinaryIO
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.5
 STATUS_SECONDS = 1.0
 """So often a process is asked whether it lives."""
 PART_BYTES = 256 << 10

@@ -11,6 +11,14 @@ import { isAtWork } from "../runs/states";
 const PREPARING = new Set(["queued", "starting"]);
 /** About 2,000 buckets of two points. */
 export const POINTS = 4000;
+/**
+ * Milliseconds between two looks of the page. Whoever watches has the processor of what trains in most cases, and a
+ * browser without a graphics card draws on it; steps that take longer are shown at once.
+ */
+export const BEAT = 2000;
+/** So often all about a run is asked for, for what is not told; less often while its stream tells the rest. */
+const LOOK_EVERY = 5000;
+const LOOKS_WHILE_TOLD = 3;
 
 /** Whether it has a folder; a run that waits has settings and nothing else. */
 export const hasBegun = (detail: RunDetail): boolean => Object.keys(detail.status).length > 0;
@@ -19,7 +27,7 @@ export class LiveRun {
   readonly path: string;
   readonly detail: Resource<RunDetail>;
   connection = $state<Connection>("connecting");
-  /** Grows when the curves change, at most four times a second. */
+  /** Grows when the curves change, at most once a beat. */
   version = $state(0);
   step = $state(0);
   total = $state<number | null>(null);
@@ -37,8 +45,10 @@ export class LiveRun {
   #stream: Stream | null = null;
   #refused = 0;
   #stateInFile = "";
+  /** What the stream has said since the last beat. */
+  #heard: { step: number; total: number | null; train: RunEvent | null } = { step: 0, total: null, train: null };
   readonly #ends: (() => void)[] = [];
-  readonly #shown = paced(() => this.version++);
+  readonly #shown = paced(() => this.#show(), BEAT);
   readonly #look = paced(() => void this.refresh(), 1000);
   readonly #anew = paced(() => this.#stream?.again(), 4000);
 
@@ -62,10 +72,14 @@ export class LiveRun {
       connection: (state) => (this.connection = state),
     });
     // What changes by itself is told; a folder that somebody takes away is not.
-    const poll = setInterval(() => !this.gone && this.#look.ask(), 5000);
+    let looks = 0;
+    const poll = setInterval(() => {
+      if (!this.gone && (!this.#isTold || ++looks % LOOKS_WHILE_TOLD === 0)) this.#look.ask();
+    }, LOOK_EVERY);
     this.#ends.push(
-      onChange(({ kind, id }) => {
-        if ((kind === "runs" && id === this.id) || (kind === "jobs" && id === this.detail.value?.job)) this.#look.ask();
+      onChange(({ kind, id, grown }) => {
+        const mine = (kind === "runs" && id === this.id) || (kind === "jobs" && id === this.detail.value?.job);
+        if (mine && !(grown && this.#isTold)) this.#look.ask();
       }),
       () => clearInterval(poll),
       () => this.#stream?.close(),
@@ -106,21 +120,35 @@ export class LiveRun {
 
   /** Take in one line of the stream. */
   take(event: RunEvent): void {
-    this.heardAt = Date.now();
     const taken = this.curves?.add(event) ?? "known";
     if (taken === "known") return;
     if (event.kind === "train") {
-      this.latest = event;
-      this.step = Math.max(this.step, event.step ?? 0);
-      if (this.job) this.job = null;
+      this.#heard.train = event;
+      this.#heard.step = Math.max(this.#heard.step, event.step ?? 0);
     }
-    if (event.kind === "begin" && typeof event["total"] === "number") this.total = event["total"];
+    if (event.kind === "begin" && typeof event["total"] === "number") this.#heard.total = event["total"];
     if (event.kind === "checkpoint" || event.kind === "done") this.#look.ask();
     this.#shown.ask();
     if (taken !== "reload") return;
     this.#refused = event.seq;
     if (event.kind === "train" || event.kind === "eval") this.#anew.ask();
     else this.#stream?.again();
+  }
+
+  /** Its stream says by itself how far it is. */
+  get #isTold(): boolean {
+    return this.connection === "open";
+  }
+
+  /** Let the page see what was heard. */
+  #show(): void {
+    const { step, total, train } = this.#heard;
+    this.heardAt = Date.now();
+    this.step = Math.max(this.step, step);
+    this.total = total ?? this.total;
+    this.latest = train;
+    if (train) this.job = null;
+    this.version++;
   }
 
   async #ask(signal: AbortSignal): Promise<RunDetail> {
@@ -161,7 +189,7 @@ export class LiveRun {
       curves.forgive(this.#refused);
       curves.durations = (tail.curves[0]?.y ?? []).filter((value) => value !== null).slice(-50);
       this.curves = curves;
-      this.latest = null;
+      this.#heard.train = null;
       this.problems = [];
       const ends = this.axis === "step" ? [...curves.lines.values()].map(({ x }) => x.at(-1) ?? 0) : [];
       this.step = Math.max(found.step, ...ends);
@@ -177,9 +205,9 @@ export class LiveRun {
   }
 
   #status(status: Record<string, unknown>): void {
-    this.heardAt = Date.now();
-    if (typeof status["step"] === "number") this.step = Math.max(this.step, status["step"]);
-    if (typeof status["total"] === "number") this.total = status["total"];
+    if (typeof status["step"] === "number") this.#heard.step = Math.max(this.#heard.step, status["step"]);
+    if (typeof status["total"] === "number") this.#heard.total = status["total"];
+    this.#shown.ask();
     const state = String(status["state"] ?? "");
     if (state !== this.#stateInFile) this.#look.ask();
     this.#stateInFile = state;

@@ -4,7 +4,7 @@ import type { RunDetail } from "../../lib/api/shapes";
 import { language } from "../../lib/words.svelte";
 import Actions from "./Actions.svelte";
 import Header from "./Header.svelte";
-import { LiveRun } from "./live.svelte";
+import { BEAT, LiveRun } from "./live.svelte";
 import { lookOf, zoomText } from "./look";
 import { plan } from "./metrics";
 
@@ -77,6 +77,8 @@ async function listening(): Promise<LiveRun> {
   await waitFor(() => expect(run.curves).not.toBeNull());
   return run;
 }
+/** By the next beat. */
+const soon = (holds: () => void) => waitFor(holds, { timeout: 2 * BEAT });
 const train = (seq: number, step: number, loss: number | null) => ({
   seq,
   step,
@@ -93,14 +95,14 @@ describe("what the page says of a run", () => {
     render(Header, { run, detail: found, silent: 0 });
     expect(figure("loss")).toBe("0.5");
     run.take(train(6, 101, 0.25));
-    await waitFor(() => expect(figure("loss")).toBe("0.25"));
+    await soon(() => expect(figure("loss")).toBe("0.25"));
   });
 
   it("is that the loss is no number after a step whose loss was none", async () => {
     const run = await listening();
     render(Header, { run, detail: found, silent: 0 });
     run.take(train(6, 101, null));
-    await waitFor(() => expect(figure("loss")).toBe("not a number"));
+    await soon(() => expect(figure("loss")).toBe("not a number"));
   });
 
   it("is no number after a reload, too", async () => {
@@ -117,7 +119,7 @@ describe("what the page says of a run", () => {
     run.take(train(7, 102, 0.3));
     run.take(train(6, 101, 0.4));
     await run.refresh();
-    expect(run.step).toBe(102);
+    await soon(() => expect(run.step).toBe(102));
     expect(run.curves?.lines.get("loss")?.x).toEqual([99, 100, 101, 102]);
   });
 
