@@ -36,6 +36,7 @@ export default defineConfig({
     cssCodeSplit: false,
     modulePreload: { polyfill: false },
     rolldownOptions: { output: { codeSplitting: false } },
+    chunkSizeWarningLimit: 600,
     sourcemap: false,
     target: "es2022",
   },

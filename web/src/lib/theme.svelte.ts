@@ -1,14 +1,16 @@
-/** Light, dark, or as the system has it. */
+/** Light, dark, or as the system has it; the style sheet knows only the first two. */
 export type Theme = "system" | "light" | "dark";
 
 const kept = localStorage.getItem("theme");
 let chosen = $state<Theme>(kept === "light" || kept === "dark" ? kept : "system");
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
 function apply(): void {
-  if (chosen === "system") delete document.documentElement.dataset["theme"];
-  else document.documentElement.dataset["theme"] = chosen;
+  document.documentElement.dataset["theme"] = chosen === "system" ? (dark.matches ? "dark" : "light") : chosen;
 }
 apply();
+dark.addEventListener("change", apply);
 
 export const theme = {
   get now(): Theme {
