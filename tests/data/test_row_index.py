@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import DataError
-from luthier.data import row_index
+from luthier.data import row_scan
 from luthier.data.row_index import RowFile, RowFiles
 from luthier.data.sources import Source, read_rows
 
@@ -190,7 +190,7 @@ def test_a_row_of_five_megabytes(tmp_path: Path) -> None:
     rows = indexed(path).rows(0, 3)
     assert (len(rows[0].value["a"]), rows[1].value, rows[0].broken) == (5_000_000, MANY[0], "")
     assert len(rows[2].value) == 100_000
-    assert "17000009 bytes" in rows[2].broken
+    assert rows[2].broken.startswith("a row of more than 16 MB; one JSON object a line is expected")
 
 
 @pytest.mark.parametrize("name", ["sparse.jsonl", "sparse.txt", "sparse.csv", "sparse.json"])
@@ -211,12 +211,81 @@ def test_a_line_of_any_length_takes_little_memory(tmp_path: Path, name: str) -> 
     assert peak < 100_000_000
 
 
+TEN_GB = 10_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "rows", "said"),
+    [
+        ("x.jsonl", '[{"a": "', 1, "one JSON object a line is expected. A list"),
+        ("second.jsonl", '{"a": 1}\n{"a": "', 2, "one JSON object a line is expected"),
+        (
+            "x.json",
+            '[{"a": "',
+            1,
+            "nothing behind it is shown where the file is a list. Large data is kept as JSON lines",
+        ),
+        ("second.json", '[{"a": 1}, [', 2, "jq -c '.[]' FILE.json > FILE.jsonl"),
+        ("lines.json", '{"a": 1}\n{"a": "', 2, "Large data is kept as JSON lines"),
+        ("x.csv", "a\n1\n", 2, "A quote that is never closed"),
+        ("quote.csv", 'a\n1\n"', 2, "A quote that is never closed"),
+        ("header.csv", "a", 1, "nothing behind it is shown"),
+        ("x.txt", "one\n", 2, "one text a line is expected"),
+    ],
+)
+def test_ten_gigabytes_in_one_row(tmp_path: Path, name: str, start: str, rows: int, said: str) -> None:
+    path = write(tmp_path / name, start)
+    with path.open("r+b") as file:
+        file.truncate(TEN_GB)
+    tracemalloc.start()
+    began = time.monotonic()
+    file = RowFile(path)
+    found = file.rows(0, 100)
+    if path.suffix == ".csv":
+        file.header()
+    seconds, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [bool(row.broken) for row in found] == [False] * (rows - 1) + [True]
+    assert found[-1].broken.startswith("a row of more than 16 MB; ")
+    assert said in found[-1].broken
+    assert len(found[-1].value) == 100_000
+    assert seconds < 10, "the rest of it was read"
+    assert peak < 150_000_000
+    _, stopped = file.find("nowhere", 0, 5, 10.0)
+    assert stopped == rows, "what lies behind is not known yet"
+
+
+def test_rows_behind_a_row_that_is_too_large(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", jsonl(MANY[0], {"a": "y" * 17_000_000}, MANY[1], MANY[2]))
+    file = RowFile(path)
+    assert len(file.rows(0, 100)) == 2, "so far it was read"
+    file.build()
+    found = file.rows(0, 100)
+    assert [row.line for row in found] == [1, 2, 3, 4]
+    assert [bool(row.broken) for row in found] == [False, True, False, False]
+    assert file.find("question 2", 0, 5, 10.0) == ([3], None)
+    with path.open("rb") as raw:
+        assert sum(map(len, file.parts(raw, file.entries(1, 1)[0]))) == 17_000_009
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])
+def test_elements_are_the_same_however_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    path = write(tmp_path / name, FILES[name])
+    expected = [row.value for row in read_rows(Source(name=name, path=path))]
+    monkeypatch.setattr(row_scan, "PART_BYTES", size)
+    found = RowFile(path).rows(0, 100)
+    assert [row.value for row in found] == expected
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 def test_lines_are_the_same_however_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     path = tmp_path / "x.jsonl"
     text = b'{"a": 1}\r\n\n \r\n{"b": 22}\n\r\r\n  {"c": "\xe4\xbd\xa0"} \r\n{"d": 4}'
     path.write_bytes(text)
-    monkeypatch.setattr(row_index, "PART_BYTES", size)
+    monkeypatch.setattr(row_scan, "PART_BYTES", size)
     found = RowFile(path).entries(0, 10)
     assert [(text[begin:end].strip(), line) for begin, end, line in found] == [
         (b'{"a": 1}', 1), (b'{"b": 22}', 4), (b'  {"c": "\xe4\xbd\xa0"}'.strip(), 6), (b'{"d": 4}', 7)

@@ -87,12 +87,17 @@ def _remote(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return entries_of(path.read_bytes(), str(path))
+
+
+def entries_of(content: bytes, where: str) -> dict[str, Any]:
+    """Return the entries of a registry; `where` names it in messages. Raises DataError."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(content.decode("utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(entries, dict):
-        raise DataError(f"{path}: expected an object of entries, found {printable(entries, 40)}")
+        raise DataError(f"{where}: expected an object of entries, found {printable(entries, 40)}")
     return entries
 
 

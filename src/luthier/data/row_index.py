@@ -10,43 +10,46 @@ import csv
 import hashlib
 import io
 import json
-import mmap
 import os
-import re
+import stat
 import threading
 import time
 from array import array
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import first_line, logger, printable
 from luthier.core.paths import cache_folder, replacing
+from luthier.data.row_scan import LARGEST_ROW_BYTES, PART_BYTES, SCANNERS, Entry, TableLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-Entry = tuple[int, int, int]
-"""First byte of a row, the byte behind it, and its line, from 1 on."""
+    Opener = Callable[[Path], int]
+    """Opens a plain file for reading, and returns its descriptor."""
 
-LARGEST_PARSED_BYTES = 16_000_000
-PART_BYTES = 1 << 20
-LONGEST_TABLE_LINE = 32 << 20
-"""A longer line of a csv file, and all behind it, is one broken row."""
 SHOWN_BYTES = 100_000
-"""Of a row that is larger, so much is shown, as text."""
-LARGEST_FIELD = 2**31 - 1
-_TAIL_BYTES = 64
-_MARK = b"\xef\xbb\xbf"
-_BLANK = re.compile(rb"[ \t\r\n]*+")
-_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
-_SCALAR = re.compile(rb"[^,\]\s]++")
-_LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\r|\n|\Z)")
+"""Of a row that is too large, so much is shown, as text."""
+_ENTRY_BYTES = 24
+_AT_ONCE = 1 << 16
+"""Entries that are written at once."""
+_MB = LARGEST_ROW_BYTES // 1_000_000
+_TOO_LARGE = {
+    ".jsonl": "one JSON object a line is expected. A list ([...]) belongs into a .json file; between objects there are "
+    "line breaks",
+    ".json": "nothing behind it is shown where the file is a list. Large data is kept as JSON lines, one object a "
+    "line: jq -c '.[]' FILE.json > FILE.jsonl",
+    ".csv": "nothing behind it is shown. A quote that is never closed, or a byte that is not UTF-8, makes such rows",
+    ".txt": "one text a line is expected",
+}
+"""Suffix -> what is wrong with a row that is too large."""
+TABLES = (".parquet", ".arrow")
+KINDS = (*SCANNERS, *TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,128 +64,40 @@ class StoredRow:
     """Why it is no row."""
 
 
-def _lines(path: Path, *, only_text: bool) -> Iterator[Entry]:
-    """Yield lines that are not blank; with `only_text` blanks are those of Unicode, as txt files are read.
-
-    A line of any length takes the memory of a part.
-    """
-    end, number = 0, 0
-    with path.open("rb") as file:
-        while part := file.readline(PART_BYTES):
-            begin, end, number = end, end + len(part), number + 1
-            filled = bool(part.strip()) and not (only_text and _is_blank_text(part))
-            tail = part
-            while not part.endswith(b"\n") and (part := file.readline(PART_BYTES)):
-                end, filled, tail = (
-                    end + len(part),
-                    filled or bool(part.strip()),
-                    (tail + part[-_TAIL_BYTES:])[-_TAIL_BYTES:],
-                )
-            if filled:
-                yield begin, end - len(tail) + len(tail.rstrip(b"\r\n")), number
-
-
-def _is_blank_text(raw: bytes) -> bool:
+def open_plain(path: Path) -> int:
+    """Open a plain file for reading; return its descriptor. Raises DataError where there is none."""
     try:
-        return not raw.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        return False
-
-
-def _elements(path: Path) -> Iterator[Entry]:
-    """Yield the elements of a JSON list; lines where the file holds objects one below the other."""
-    if os.path.getsize(path) == 0:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = _skip_blank(data, len(_MARK) if data[:3] == _MARK else 0)
-        if data[at : at + 1] != b"[":
-            yield from _lines(path, only_text=False) if data[at : at + 1] == b"{" else [(0, len(data), 1)]
-            return
-        line, counted, at = 1, 0, _skip_blank(data, at + 1)
-        while at < len(data) and data[at : at + 1] != b"]":
-            end = max(_end_of_element(data, at), at + 1)
-            line, counted = line + data[counted:at].count(b"\n"), at
-            yield at, end, line
-            at = _skip_blank(data, end)
-            if data[at : at + 1] == b",":
-                at = _skip_blank(data, at + 1)
-
-
-def _skip_blank(data: mmap.mmap, at: int) -> int:
-    found = _BLANK.match(data, at)
-    return found.end() if found else at
-
-
-def _end_of_element(data: mmap.mmap, at: int) -> int:
-    first = data[at : at + 1]
-    if first not in (b"{", b"["):
-        found = (_STRING if first == b'"' else _SCALAR).match(data, at)
-        return found.end() if found else at + 1
-    depth = 0
-    for token in _STRUCTURE.finditer(data, at):
-        kind = data[token.start() : token.start() + 1]
-        depth += (kind in (b"{", b"[")) - (kind in (b"}", b"]"))
-        if depth == 0:
-            return token.end()
-    return len(data)
-
-
-def _records(path: Path) -> Iterator[Entry]:
-    """Yield the records of a csv file behind its header. Places are those that an audit tells."""
-    csv.field_size_limit(LARGEST_FIELD)
-    ends = array("q", [0])
-    with path.open("rb") as file:
-        reader = csv.reader(_decoded_lines(file, ends), strict=True)
-        begin, line, is_header = 0, 1, True
-        try:
-            for record in reader:
-                end = ends[reader.line_num]
-                if record and not is_header:
-                    yield begin, end, line
-                if record:
-                    begin, line, is_header = end, reader.line_num + 1, False
-        except (csv.Error, UnicodeDecodeError):
-            yield begin, max(os.path.getsize(path), begin + 1), line
-
-
-def _decoded_lines(file: Any, ends: array[int]) -> Iterator[str]:
-    """Yield lines as text mode would split them, and note the byte behind each."""
-    while raw := file.readline(LONGEST_TABLE_LINE):
-        if len(raw) == LONGEST_TABLE_LINE:
-            raise csv.Error(f"a line is longer than {LONGEST_TABLE_LINE} bytes")
-        for part in _LINE.findall(raw) if b"\r" in raw[:-2] else (raw,):
-            if part:
-                ends.append(ends[-1] + len(part))
-                yield part.decode("utf-8-sig" if len(ends) == 2 else "utf-8")
-
-
-_SCANNERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
-    ".jsonl": lambda path: _lines(path, only_text=False),
-    ".txt": lambda path: _lines(path, only_text=True),
-    ".json": _elements,
-    ".csv": _records,
-}
-TABLES = (".parquet", ".arrow")
-KINDS = (*_SCANNERS, *TABLES)
+        # A pipe would keep the one who opens it waiting.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there, or no plain file", code="data_missing") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{path} is not there, or no plain file", code="data_missing")
+    return descriptor
 
 
 class RowFile:
     """Rows of one file, by place.
 
-    Until the index is there, pages at the beginning are read by scanning from the first byte.
+    Until the index is there, pages at the beginning are read by scanning from the first byte, as far as a row that is
+    too large. Whenever the file is opened, `opener` does it: it may refuse what has come to lie at this path.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opener: Opener = open_plain) -> None:
         if path.suffix not in KINDS:
             raise DataError(f"{path.name}: rows are read from {', '.join(KINDS)} files", code="data_kind_of_file")
-        if not path.is_file():
-            raise DataError(f"{path} is not there, or no plain file", code="data_missing")
-        self.path, self.version = path, _version(path)
+        self.path, self._opener = path, opener
+        with self.open() as file:
+            self.version = _version(os.fstat(file.fileno()))
         self._ready = threading.Event()
         self._entries: np.ndarray | None = None
         self._table: Any = None
         self._header: list[str] | None = None
-        self.failure = ""
+
+    def open(self) -> BinaryIO:
+        """Open the file. Raises what its opener raises."""
+        return os.fdopen(self._opener(self.path), "rb", PART_BYTES)
 
     @property
     def total(self) -> int | None:
@@ -194,7 +109,7 @@ class RowFile:
     def is_current(self) -> bool:
         """Tell whether the file is what it was."""
         try:
-            return _version(self.path) == self.version
+            return _version(self.path.stat()) == self.version
         except OSError:
             return False
 
@@ -203,17 +118,24 @@ class RowFile:
         if self.path.suffix in TABLES or self._entries is not None:
             self._ready.set()
             return
-        cached = _cache_file(self.path, self.version)
+        try:
+            with self.open() as file:
+                self._entries = self._indexed(file)
+        finally:
+            self._ready.set()
+
+    def _indexed(self, file: BinaryIO) -> np.ndarray:
+        """Return (first byte, byte behind, line) of every row, [R, 3]."""
+        cached, scan = _cache_file(self.path, _version(os.fstat(file.fileno()))), SCANNERS[self.path.suffix]
         try:
             if not cached.is_file():
-                _make(self.path, cached)
-            self._entries = np.load(cached, mmap_mode="r")
+                _make(scan(file, brief=False), cached)
+            return np.load(cached, mmap_mode="r")
         except (OSError, ValueError) as error:
             # A full disk must not hide the rows; the index then lives as long as this object.
             logger.warning("the row index of %s is not kept: %s", self.path.name, first_line(error))
-            self._entries = np.array(list(_SCANNERS[self.path.suffix](self.path)), dtype=np.int64).reshape(-1, 3)
-        finally:
-            self._ready.set()
+            file.seek(0)
+            return _as_array(scan(file, brief=False))
 
     def wait(self, seconds: float) -> bool:
         """Wait for the index; tell whether it is there."""
@@ -223,19 +145,35 @@ class RowFile:
         """Return where rows `start`, `start` + 1, ... stand, at most `count`."""
         if self._entries is not None:
             return [(int(a), int(b), int(c)) for a, b, c in self._entries[start : start + count]]
-        return list(islice(_SCANNERS[self.path.suffix](self.path), start, start + count))
+        with self.open() as file:
+            return list(islice(SCANNERS[self.path.suffix](file, brief=True), start, start + count))
 
     def rows(self, start: int, count: int) -> list[StoredRow]:
         """Return rows by their places."""
-        if self.path.suffix in TABLES:
-            return [StoredRow(start + i + 1, value) for i, value in enumerate(self.table().rows(start, count))]
-        with self.path.open("rb") as file:
-            return [self._read(file, entry) for entry in self.entries(start, count)]
+        return list(self.each(start, count))
 
-    def raw(self, file: Any, entry: Entry) -> bytes:
-        """Return the bytes of a row of an open file."""
+    def each(self, start: int, count: int) -> Iterator[StoredRow]:
+        """Yield rows by their places, one at a time."""
+        if self.path.suffix in TABLES:
+            for place, value in enumerate(self.table().rows(start, count), start):
+                yield StoredRow(place + 1, value)
+            return
+        with self.open() as file:
+            for entry in self.entries(start, count):
+                yield self._read(file, entry)
+
+    def parts(self, file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+        """Yield the bytes of a row of an open file, in parts."""
         file.seek(entry[0])
-        return file.read(entry[1] - entry[0])
+        left = entry[1] - entry[0]
+        while left > 0 and (part := file.read(min(left, PART_BYTES))):
+            left -= len(part)
+            yield part
+
+    def raw(self, file: BinaryIO, entry: Entry) -> bytes:
+        """Return the bytes of a row of an open file, as far as rows may go."""
+        file.seek(entry[0])
+        return file.read(min(entry[1] - entry[0], LARGEST_ROW_BYTES))
 
     def row_of_line(self, line: int) -> int | None:
         """Return the place of the row that begins on a line; None where none does, or it is not known yet."""
@@ -252,35 +190,42 @@ class RowFile:
         Letters of English are found in either case. Of rows too large to be parsed only the beginning is read. It
         stops after `count` rows or `seconds`.
         """
-        until, found = time.monotonic() + seconds, list[int]()
+        until, found, place = time.monotonic() + seconds, list[int](), start - 1
         for place, holds in self._matches(text, start):
             if holds:
                 found.append(place)
             if len(found) >= count or (place % 64 == 0 and time.monotonic() > until):
                 return found, place + 1
-        return found, None
+        return found, None if self._ends_at(place) else place + 1
+
+    def _ends_at(self, place: int) -> bool:
+        """Tell whether no row is known to lie behind one that was the last to be read; False where that is not sure."""
+        if self.path.suffix in TABLES or self._entries is not None:
+            return True
+        return not any(end - begin > LARGEST_ROW_BYTES for begin, end, _ in self.entries(place, 1))
 
     def _matches(self, text: str, start: int) -> Iterator[tuple[int, bool]]:
         if self.path.suffix in TABLES:
-            for place in range(start, self.table().num_rows):
-                (row,) = self.table().rows(place, 1)
-                yield place, text.lower() in str(row).lower()
+            for place, row in enumerate(self.each(start, self.table().num_rows), start):
+                yield place, text.lower() in str(row.value).lower()
             return
         needles = {text.encode("utf-8", "surrogatepass").lower(), json.dumps(text)[1:-1].encode().lower()}
-        with self.path.open("rb") as file:
+        with self.open() as file:
             place = start
             while entries := self.entries(place, 1024):
                 for entry in entries:
-                    begin, end, line = entry
-                    raw = self.raw(file, (begin, min(end, begin + LARGEST_PARSED_BYTES), line)).lower()
+                    raw = self.raw(file, entry).lower()
                     yield place, any(needle in raw for needle in needles)
                     place += 1
 
     def header(self) -> list[str]:
         """Return the columns of a csv file."""
         if self._header is None:
-            with self.path.open("r", encoding="utf-8-sig", newline="", errors="replace") as file:
-                self._header = next((record for record in csv.reader(file) if record), [])
+            with self.open() as file:
+                try:
+                    self._header = next((each for each in csv.reader(TableLines(file, "replace")) if each), [])
+                except csv.Error:
+                    self._header = []
         return self._header
 
     def table(self) -> Any:
@@ -288,14 +233,14 @@ class RowFile:
         if self._table is None:
             from luthier.data.row_tables import open_table
 
-            self._table = open_table(self.path)
+            self._table = open_table(self.open(), self.path.name)
         return self._table
 
-    def _read(self, file: Any, entry: Entry) -> StoredRow:
+    def _read(self, file: BinaryIO, entry: Entry) -> StoredRow:
         begin, end, line = entry
-        if end - begin > LARGEST_PARSED_BYTES:
+        if end - begin > LARGEST_ROW_BYTES:
             start = self.raw(file, (begin, begin + SHOWN_BYTES, line)).decode("utf-8", "replace")
-            return StoredRow(line, start, f"the row has {end - begin} bytes; its beginning is shown as text")
+            return StoredRow(line, start, f"a row of more than {_MB} MB; {_TOO_LARGE[self.path.suffix]}")
         raw = self.raw(file, entry)
         try:
             text = raw.decode("utf-8-sig")
@@ -328,8 +273,7 @@ def _object(text: str, line: int) -> StoredRow:
     return StoredRow(line, value)
 
 
-def _version(path: Path) -> str:
-    facts = path.stat()
+def _version(facts: os.stat_result) -> str:
     return f"{facts.st_dev}-{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}"
 
 
@@ -338,15 +282,33 @@ def _cache_file(path: Path, version: str) -> Path:
     return cache_folder("rows", f"{name}-{of_version}.npy")
 
 
-def _make(path: Path, cached: Path) -> None:
+def _as_array(entries: Iterator[Entry]) -> np.ndarray:
     found = array("q")
-    for entry in _SCANNERS[path.suffix](path):
+    for entry in entries:
         found.extend(entry)
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _make(entries: Iterator[Entry], cached: Path) -> None:
+    """Write entries as a numpy file of shape [R, 3]; few of them are in memory at a time."""
     with replacing(cached) as temporary, temporary.open("wb") as file:
-        np.save(file, np.frombuffer(found, dtype=np.int64).reshape(-1, 3) if found else np.zeros((0, 3), np.int64))
+        _write_header(file, 0)
+        begin = file.tell()
+        while len(part := _as_array(islice(entries, _AT_ONCE))):
+            file.write(part.tobytes())
+        rows = (file.tell() - begin) // _ENTRY_BYTES
+        file.seek(0)
+        _write_header(file, rows)
     for other in cached.parent.glob(f"{cached.name.partition('-')[0]}-*.npy"):
         if other != cached:
             other.unlink(missing_ok=True)
+
+
+def _write_header(file: IO[bytes], rows: int) -> None:
+    # numpy leaves room for the number of rows, so that a header may be written again in its place.
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.dtype(np.int64).str, "fortran_order": False, "shape": (rows, 3)}
+    )
 
 
 class RowFiles:
@@ -356,12 +318,15 @@ class RowFiles:
         self._most, self._lock, self._building = most, threading.Lock(), threading.Lock()
         self._files: dict[Path, RowFile] = {}
 
-    def open(self, path: Path) -> RowFile:
-        """Return the rows of a file as it is now; the index is made behind it. Raises DataError."""
+    def open(self, path: Path, opener: Opener = open_plain) -> RowFile:
+        """Return the rows of a file as it is now; the index is made behind it.
+
+        Raises DataError, and what `opener` raises.
+        """
         with self._lock:
             found = self._files.pop(path, None)
             if found is None or not found.is_current():
-                found = RowFile(path)
+                found = RowFile(path, opener)
                 threading.Thread(target=self._build, args=(found,), name="luthier-rows", daemon=True).start()
             self._files[path] = found
             while len(self._files) > self._most:
@@ -370,4 +335,7 @@ class RowFiles:
 
     def _build(self, file: RowFile) -> None:
         with self._building:
-            file.build()
+            try:
+                file.build()
+            except (LuthierError, OSError) as error:  # whoever asks for its rows is told
+                logger.info("the rows of %s are not counted: %s", file.path.name, first_line(error))

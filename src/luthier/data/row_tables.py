@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import threading
+import weakref
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 from luthier.core.errors import DataError
 from luthier.core.log import printable
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROWS_AT_ONCE = 1024
 
@@ -21,6 +21,7 @@ class Table:
         self._file, self._read = file, read
         self._starts = [0, *accumulate(sizes)]
         self._kept: tuple[int, int, Any] | None = None
+        self._lock = threading.Lock()
 
     @property
     def num_rows(self) -> int:
@@ -33,7 +34,8 @@ class Table:
         end = min(start + count, self.num_rows)
         while start + len(found) < end:
             at = start + len(found)
-            first, portion = self._portion(at)
+            with self._lock:
+                first, portion = self._portion(at)
             found += portion.slice(at - first, end - at).to_pylist()
         return found
 
@@ -51,18 +53,32 @@ class Table:
         return self._kept[0], self._kept[2]
 
 
-def open_table(path: Path) -> Table:
-    """Open a parquet or arrow file. Raises DataError where it is damaged."""
+def open_table(file: BinaryIO, name: str) -> Table:
+    """Read what a parquet or arrow file called `name` holds; it is kept open. Raises DataError where it is damaged."""
     import pyarrow
-    import pyarrow.parquet as parquet
 
     try:
-        if path.suffix == ".parquet":
-            file = parquet.ParquetFile(path, memory_map=True)
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            return Table(file, groups, lambda f, i: f.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[i]))
-        file = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
-        sizes = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
-        return Table(file, sizes, lambda f, i: [f.get_batch(i)])
+        table = _parquet(file) if name.endswith(".parquet") else _arrow(file)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name} cannot be read as a table: {printable(error, 200)}", code="data_kind") from error
+        file.close()
+        raise DataError(f"{name} cannot be read as a table: {printable(error, 200)}", code="data_kind") from error
+    weakref.finalize(table, file.close)
+    return table
+
+
+def _parquet(file: BinaryIO) -> Table:
+    import pyarrow.parquet as parquet
+
+    found = parquet.ParquetFile(file)
+    groups = [found.metadata.row_group(i).num_rows for i in range(found.metadata.num_row_groups)]
+    return Table(found, groups, lambda f, i: f.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[i]))
+
+
+def _arrow(file: BinaryIO) -> Table:
+    import pyarrow
+
+    # The rows of a portion are counted without reading what they hold.
+    whole = pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    found = pyarrow.ipc.open_file(pyarrow.BufferReader(whole))
+    sizes = [found.get_batch(i).num_rows for i in range(found.num_record_batches)]
+    return Table(found, sizes, lambda f, i: [f.get_batch(i)])

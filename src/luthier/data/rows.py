@@ -14,7 +14,7 @@ from luthier.data.sources import Row, Source, read_rows
 from luthier.data.turns import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from luthier.core.registry import Registry
     from luthier.core.types import Example, RowKind
@@ -134,20 +134,25 @@ def format_of(row: Mapping[str, Any], source: Source, kind: RowKind) -> str:
 def check_kind(sources: Sequence[Source], kind: RowKind) -> None:
     """Raise DataError when the rows of a data set are not what is wanted; any row holds a prompt."""
     for source in sources:
-        first = next((row for row in read_rows(source) if row.value is not None), None)
-        if first is None or first.value is None or kind == "prompt":
-            continue
-        # Where pairs are wanted one of two columns is enough, so that the other one is named as missing.
-        shown = _has_both(first.value, source, any if kind == "pair" else all)
-        has_pairs = shown if source.ranking is None else source.ranking
-        if kind == "tagged":
-            problem = None if has_pairs or _tag_column(first.value, source) in first.value else _no_tags(first, source)
-        elif has_pairs == (kind == "pair"):
-            problem = None
-        else:
-            problem = _no_pairs(first, source) if kind == "pair" else _pairs(first, source, kind)
-        if problem is not None:
-            raise DataError(problem, code="data_kind")
+        check_kind_of(read_rows(source), source, kind)
+
+
+def check_kind_of(rows: Iterable[Row], source: Source, kind: RowKind) -> None:
+    """Raise DataError when the first good row of a data set is not what is wanted."""
+    first = next((row for row in rows if row.value is not None), None)
+    if first is None or first.value is None or kind == "prompt":
+        return
+    # Where pairs are wanted one of two columns is enough, so that the other one is named as missing.
+    shown = _has_both(first.value, source, any if kind == "pair" else all)
+    has_pairs = shown if source.ranking is None else source.ranking
+    if kind == "tagged":
+        problem = None if has_pairs or _tag_column(first.value, source) in first.value else _no_tags(first, source)
+    elif has_pairs == (kind == "pair"):
+        problem = None
+    else:
+        problem = _no_pairs(first, source) if kind == "pair" else _pairs(first, source, kind)
+    if problem is not None:
+        raise DataError(problem, code="data_kind")
 
 
 def _pairs(first: Row, source: Source, kind: RowKind) -> str:

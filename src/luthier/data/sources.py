@@ -53,11 +53,14 @@ class Row:
     finding: Finding | None = None
 
 
-def find_sources(names: tuple[str, ...], config: DataConfig) -> list[Source]:
-    """Resolve names in dataset_info.json and paths. Raises DataError listing every name that is neither."""
-    if config.dataset_dir == ONLINE:
+def find_sources(names: tuple[str, ...], config: DataConfig, shelf: Shelf | None = None) -> list[Source]:
+    """Resolve names in dataset_info.json and paths. Raises DataError listing every name that is neither.
+
+    `shelf`: the registry, where it is known already.
+    """
+    if shelf is None and config.dataset_dir == ONLINE:
         return [Source(name=name, hub=name, **_as_set(config)) for name in names]
-    shelf, problems, sources = open_shelf(config.dataset_dir), [], []
+    shelf, problems, sources = shelf or open_shelf(config.dataset_dir), [], []
     for name in names:
         try:
             sources.append(_find(name, config, shelf))
