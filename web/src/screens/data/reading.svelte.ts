@@ -1,5 +1,6 @@
 /** How rows are read as tokens: model, template, cut. Kept in this browser, for every data set. */
 import type { Values } from "../../lib/api/shapes";
+import { kept } from "../../lib/kept.svelte";
 import { asQuery, type Chosen } from "./address";
 
 interface Reading {
@@ -10,15 +11,7 @@ interface Reading {
 const KEY = "data-reading";
 const FRESH: Reading = { model: "", template: "", cutoff: 2048 };
 
-function kept(): Reading {
-  try {
-    return { ...FRESH, ...(JSON.parse(localStorage.getItem(KEY) ?? "{}") as Partial<Reading>) };
-  } catch {
-    return FRESH;
-  }
-}
-
-export const reading = $state<Reading>(kept());
+export const reading = $state(kept(KEY, FRESH));
 export const keep = (): void => localStorage.setItem(KEY, JSON.stringify(reading));
 
 /** The same as settings. */
