@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 HERE = Path(__file__).parent
-TARGETS = {"first_paint_s": 1.0, "million_points_s": 2.0, "data_set_s": 2.0}
+TARGETS = {"first_paint_s": 1.0, "million_points_first_s": 2.0, "million_points_s": 2.0, "data_set_s": 2.0}
 MOST_GROWTH_BYTES = 50e6
 MOST_SLOWER = 1.02
 

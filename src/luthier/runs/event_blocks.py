@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 KINDS = ("train", "eval")
 BLOCK_BYTES = 16 << 20
+AHEAD = 2
+"""Blocks that are read at the same time, where there are as many."""
 ARROW_FROM_BYTES = 1 << 20
 """Smaller blocks are read line by line, without loading pyarrow."""
 LONGEST_LINE_BYTES = 8 << 20
@@ -55,6 +60,22 @@ class Block:
 
 def read_blocks(path: Path, offset: int) -> Iterator[Block]:
     """Yield what stands behind a byte; half a line at the end is left for later."""
+    pieces = _pieces(path, offset)
+    first = list(islice(pieces, AHEAD))
+    if len(first) < AHEAD:
+        yield from starmap(_block, first)
+        return
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting = deque(pool.submit(_block, *piece) for piece in first)
+        for piece in pieces:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(_block, *piece))
+        for each in waiting:
+            yield each.result()
+
+
+def _pieces(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Yield whole lines and the byte behind them; nothing in place of a line that is longer than a block."""
     with path.open("rb") as file:
         file.seek(offset)
         while data := file.read(BLOCK_BYTES):
@@ -63,11 +84,10 @@ def read_blocks(path: Path, offset: int) -> Iterator[Block]:
                 end = _longer(file, len(data))
                 if end == 0:
                     return
-                offset += end
-                yield Block(offset, damaged=1)
+                yield b"", offset + end
             else:
                 yield from _split(data[:end], offset)
-                offset += end
+            offset += end
             file.seek(offset)
 
 
@@ -81,24 +101,26 @@ def _longer(file: Any, seen: int) -> int:
     return 0
 
 
-def _split(data: bytes, offset: int) -> Iterator[Block]:
-    """Yield blocks of which each has a beginning of the run, if any, at its front."""
+def _split(data: bytes, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Yield pieces of which each has a beginning of the run, if any, at its front, and the byte behind each."""
     begin = 0
     found = data.find(_BEGIN)
     while found >= 0:
         place = data.rfind(b"\n", 0, found) + 1
         if place > begin:
-            yield _block(data[begin:place], offset + begin)
+            yield data[begin:place], offset + place
         begin, found = place, data.find(_BEGIN, data.find(b"\n", found))
-    yield _block(data[begin:], offset + begin)
+    yield data[begin:], offset + len(data)
 
 
-def _block(data: bytes, offset: int) -> Block:
+def _block(data: bytes, end: int) -> Block:
+    if not data:
+        return Block(end, damaged=1)
     if len(data) >= ARROW_FROM_BYTES:
-        found = _by_columns(data, offset + len(data))
+        found = _by_columns(data, end)
         if found is not None:
             return found
-    return _by_lines(data, offset + len(data))
+    return _by_lines(data, end)
 
 
 def _by_lines(data: bytes, end: int) -> Block:
@@ -159,7 +181,7 @@ def _by_columns(data: bytes, end: int) -> Block | None:
     reader: Any = import_module("pyarrow.json")
     if b"\0" in data:
         return None
-    options: Any = reader.ReadOptions(block_size=BLOCK_BYTES // 4)
+    options: Any = reader.ReadOptions(block_size=BLOCK_BYTES // 4, use_threads=False)
     try:
         table: Any = reader.read_json(arrow.py_buffer(data), read_options=options)
     except arrow.ArrowInvalid:

@@ -70,7 +70,6 @@ class State:
         """Load what the first requests of a kind would wait for."""
         for name in LATER:
             import_module(name)
-        self.expect_questions()
 
     def expect_questions(self) -> None:
         """Let the worker get ready, because somebody will ask soon; returns at once."""

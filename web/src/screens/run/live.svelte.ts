@@ -74,7 +74,9 @@ export class LiveRun {
     // What changes by itself is told; a folder that somebody takes away is not.
     let looks = 0;
     const poll = setInterval(() => {
-      if (!this.gone && (!this.#isTold || ++looks % LOOKS_WHILE_TOLD === 0)) this.#look.ask();
+      // A look that takes long is waited for: another one would begin it anew.
+      if (this.gone || this.detail.loading) return;
+      if (!this.#isTold || ++looks % LOOKS_WHILE_TOLD === 0) this.#look.ask();
     }, LOOK_EVERY);
     this.#ends.push(
       onChange(({ kind, id, grown }) => {
