@@ -1,5 +1,5 @@
 /** Sends a file as the body of one PUT, and tells how far it is. fetch cannot say that yet; XMLHttpRequest can. */
-import { address, Refusal, session } from "./api/client";
+import { accepted, address, Refusal, session } from "./api/client";
 import type { DataSet, Problem } from "./api/shapes";
 import { bytes } from "./format";
 import { t } from "./words.svelte";
@@ -28,6 +28,7 @@ export function upload(file: File, told: (share: number) => void, signal: AbortS
     const request = new XMLHttpRequest();
     request.open("PUT", address(`/data/uploads/${encodeURIComponent(file.name)}`));
     request.setRequestHeader("X-Luthier", "1");
+    request.setRequestHeader("Accept-Language", accepted());
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = (event) => event.lengthComputable && told(event.loaded / event.total);
     request.onerror = () => reject(new Refusal(0, [{ code: "away", message: "", field: null, place: null }]));

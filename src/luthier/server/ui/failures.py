@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from luthier.core.errors import ConfigError, LuthierError
 from luthier.core.log import first_line, printable
 from luthier.server.errors import spelled
+from luthier.server.ui.said import said
 from luthier.server.ui.shapes.common import Failure, Problem
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def missing(what: str, name: object) -> Refused:
 
 
 def reply(status: int, problems: Sequence[Problem], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return problems, the first one foremost, as the body of a reply of less than 4 KB."""
+    """Return problems, the first one foremost, in the language of the request; the body has less than 4 KB."""
     shown = [
         each.model_copy(
             update={
-                "message": _short(each.message, MOST_CHARACTERS),
+                "message": _short(said(each.message), MOST_CHARACTERS),
                 "field": _short(each.field, 200),
                 "place": _short(each.place, 200),
             }
@@ -106,8 +107,8 @@ def of_error(error: Exception) -> JSONResponse:
 
 def of_system(error: OSError) -> Refused:
     """Return the reply where the machine, or somebody at its files, came in between."""
-    status, code, said = _STATUS_OF_NUMBER.get(error.errno or 0, (500, "system", "the system refused it"))
-    return Refused(status, code, f"{said}: {error.strerror or type(error).__name__}")
+    status, code, what = _STATUS_OF_NUMBER.get(error.errno or 0, (500, "system", "the system refused it"))
+    return Refused(status, code, f"{what}: {error.strerror or type(error).__name__}")
 
 
 _FULL = (507, "disk_full", "nothing more can be written; free some space")

@@ -15,6 +15,7 @@ from luthier.core.log import logger, printable
 from luthier.core.masking import mask_text
 from luthier.server.passing import LOOPBACK, Passing, host_of, is_loopback
 from luthier.server.ui.failures import Refused, leaves_unread, of_error
+from luthier.server.ui.said import language_of, speaking
 from luthier.server.ui.session import stale
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class Guard:
             return
         upload = scope["path"].startswith(UPLOADS)
         passing = _Passing(scope, receive, send, self._state.max_upload_bytes if upload else MOST_BODY_BYTES)
+        with speaking(language_of(passing.headers.get("accept-language", ""))):
+            await self._let_through(scope, passing)
+
+    async def _let_through(self, scope: Scope, passing: _Passing) -> None:
         try:
             self._check(scope, passing.headers)
             passing.check_length()

@@ -1,4 +1,5 @@
 /** Requests to the interface. A reply that is no success becomes a `Refusal` with all that the server said. */
+import { language } from "../words.svelte";
 import type { Problem } from "./shapes";
 
 export class Refusal extends Error {
@@ -47,9 +48,15 @@ export const put = <T>(path: string, body: unknown): Promise<T> => request<T>("P
 export const remove = <T>(path: string, query?: Query): Promise<T> =>
   request<T>("DELETE", path, query ? { query } : {});
 
+/** In which language to answer. Whatever asks within an effect asks again when another one is chosen. */
+export const accepted = (): string => (language.now === "zh" ? "zh-CN" : "en");
+
 /** The reply itself, for streams. Throws Refusal. */
 export async function send(method: string, path: string, options: Options = {}): Promise<Response> {
-  const headers: Record<string, string> = method === "GET" ? {} : { "X-Luthier": "1" };
+  const headers: Record<string, string> = {
+    "Accept-Language": accepted(),
+    ...(method !== "GET" && { "X-Luthier": "1" }),
+  };
   if (options.body !== undefined) headers["Content-Type"] = "application/json";
   let reply: Response;
   try {

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from luthier.server.ui.said import Said
+
 
 class Shape(BaseModel):
     """A reply; numbers are finite or null."""
@@ -22,7 +24,7 @@ class Problem(Shape):
 
     code: str
     """Stable name, such as config_unknown_key; see docs/ui.md."""
-    message: str
+    message: Said
     """A sentence for a person, as the command line says it."""
     field: str | None = None
     """Setting as section.key, or field of the request, that it is about."""
@@ -76,9 +78,9 @@ class Check(Shape):
     """One line of the doctor."""
 
     level: Literal["good", "note", "fault"]
-    what: str
-    found: str
-    remedy: str = ""
+    what: Said
+    found: Said
+    remedy: Said = ""
 
 
 class Doctor(Shape):

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from luthier.server.ui.said import Said
 from luthier.server.ui.shapes.common import Asked, Problem, Shape, Values
 
 
@@ -39,7 +40,7 @@ class Option(Shape):
     """Of an objective, what a person wants: teach, continue, prefer, reward, judge."""
     needs: list[str] = []
     """What its rows hold: conversation, text, pair, tagged, prompt."""
-    refused: dict[str, str] = {}
+    refused: dict[str, Said] = {}
     """section.name of another shelf (tuning.lora) -> why the two do not go together."""
 
 
@@ -68,7 +69,7 @@ class ConfigLook(Shape):
 
     ok: bool
     problems: list[Problem]
-    notices: list[str] = []
+    notices: list[Said] = []
     """What was translated or left out, one line each."""
     values: Values = {}
     """What was given, in the nested form; empty where it could not be read."""
@@ -109,7 +110,7 @@ class Estimate(Shape):
     steps: int | None
     tokens: int | None
     disk_bytes: int | None
-    lines: list[str]
+    lines: list[Said]
     """What the numbers rest on."""
-    remedies: list[str] = []
+    remedies: list[Said] = []
     """Where it does not fit: the nearest settings that do."""

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from luthier.server.ui.said import Said
 from luthier.server.ui.shapes.common import Asked, Shape, Values
 
 
@@ -54,7 +55,7 @@ class RowPage(Shape):
     """Of the first rows of the file."""
     broken: list[int] = []
     """Places in `rows` that are no rows: the text stands there, as far as it can be read."""
-    problems: list[str] = []
+    problems: list[Said] = []
     """Of each of `broken`, why it is no row."""
     places: list[int] = []
     """Place of each row in the file, from 0 on; after a search they have gaps."""
@@ -81,7 +82,7 @@ class AuditFinding(Shape):
     """file:line"""
     row: int | None
     """Place of the row among the rows, from 0 on."""
-    message: str
+    message: Said
 
 
 class Audit(Shape):
@@ -142,7 +143,7 @@ class TokenRow(Shape):
     row: int
     where: str
     segments: list[TokenSegment]
-    problem: str = ""
+    problem: Said = ""
     """Why it has no tokens."""
 
 
@@ -151,7 +152,7 @@ class TokenRows(Shape):
 
     rows: list[TokenRow]
     template: str
-    notices: list[str] = []
+    notices: list[Said] = []
 
 
 class CleanAsked(Asked):

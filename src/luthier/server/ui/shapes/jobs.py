@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from luthier.server.ui.said import Said
 from luthier.server.ui.shapes.common import Asked, Problem, Shape, Values
 
 Kind = Literal["train", "evaluate", "export", "serve", "audit"]
@@ -53,14 +54,14 @@ class Job(Shape):
     exit_code: int | None = None
     """Negative: ended by that signal; null: not known."""
     tries: int = 0
-    reason: str = ""
+    reason: Said = ""
     """Why it waits, or why it ended, in words."""
     error: Problem | None = None
     log_tail: list[str] = []
     """Last lines of its log; 50 where it failed."""
     progress: float | None = None
     """Share done, 0 to 1, where the job tells."""
-    doing: str = ""
+    doing: Said = ""
     """What it says that it does."""
     result: dict[str, Any] | None = None
     """What the command printed with --json, once it is done."""

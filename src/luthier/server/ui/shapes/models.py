@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from luthier.server.ui.said import Said
 from luthier.server.ui.shapes.common import Asked, Shape
 
 
@@ -13,7 +14,7 @@ class ModelRow(Shape):
     name: str
     """As `model.model_name_or_path` takes it."""
     kind: Literal["alias", "folder", "cached", "run"]
-    about: str = ""
+    about: Said = ""
     licence: str = ""
     here: bool
     """Whether its files are on this machine."""
@@ -24,7 +25,7 @@ class ModelRow(Shape):
     safetensors: bool | None = None
     fits: bool | None = None
     """Whether a LoRA training of it fits into this machine's memory, roughly; null: not known."""
-    problem: str = ""
+    problem: Said = ""
     """Why it cannot be used."""
 
 
@@ -42,11 +43,11 @@ class Serving(Shape):
     state: Literal["starting", "ready", "failed", "stopped"]
     models: list[str]
     """What it answers as: the base model first, then adapters."""
-    doing: str = ""
+    doing: Said = ""
     context: int | None = None
     curl: str = ""
     """A command that asks it the same, past this page."""
-    problem: str = ""
+    problem: Said = ""
 
 
 class Servings(Shape):

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from luthier.server.ui.said import Said
 from luthier.server.ui.shapes.common import Asked, Shape, Values
 
 RunState = Literal[
@@ -64,7 +65,7 @@ class Checkpoint(Shape):
     bytes: int
     verified: bool | None
     """Sizes of its files against the manifest; null: not looked at yet."""
-    damage: str = ""
+    damage: Said = ""
 
 
 class Finding(Shape):
@@ -72,7 +73,7 @@ class Finding(Shape):
 
     level: Literal["warning", "note"]
     metric: str
-    text: str
+    text: Said
 
 
 class RunDetail(RunRow):
@@ -89,12 +90,12 @@ class RunDetail(RunRow):
     metrics: list[str]
     """Names of what has curves."""
     diagnosis: list[Finding]
-    reason: str = ""
+    reason: Said = ""
     """Why it ended, in words; of a crash, what is known."""
     log_tail: list[str] = []
     """Where it failed or crashed: the last 50 lines."""
     resumable: bool
-    blocker: str = ""
+    blocker: Said = ""
     """Why it cannot be resumed."""
     samples: int
     """Groups of answers in samples.jsonl."""
