@@ -1,5 +1,5 @@
 /** Other ways to the same end: by keyboard alone, and all of it in Chinese. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Page } from "@playwright/test";
 import { rows, tinyModel } from "./furniture";
@@ -59,6 +59,60 @@ test("a run is started by keyboard alone, with the settings that are shown as te
   expect(asked?.["train"]?.["learning_rate"]).toBe(0);
   expect(ran?.["train"]?.["learning_rate"]).toBeGreaterThan(0);
   expect({ ...ran, train: { ...ran?.["train"], learning_rate: 0 } }).toEqual(asked);
+});
+
+/** A run that is over, as its files tell it. */
+function finished(server: Server, name: string, model: string, day: string): void {
+  mkdirSync(join(server.runs, name), { recursive: true });
+  const when = `${day}T12:00:00.000+00:00`;
+  const status = { schema: 1, state: "done", name, step: 1, total: 1, started: when, updated: when };
+  writeFileSync(server.file(name, "status.json"), JSON.stringify(status));
+  writeFileSync(server.file(name, "config.yaml"), `model: {model_name_or_path: ${model}}\nobjective: {name: sft}\n`);
+}
+
+test("a search gets a name, is found again, renamed and deleted, by keyboard alone", async ({ page, server }) => {
+  finished(server, "early", "maple", "2025-03-01");
+  finished(server, "late", "maple", "2025-03-31");
+  finished(server, "spruce", "spruce", "2025-03-31");
+  const shown = () => page.getByTestId("run-row").evaluateAll((rows) => rows.map((row) => row.dataset["id"]));
+  const press = async (testid: string, key = "Enter") => {
+    await tabTo(page, testid);
+    await page.keyboard.press(key);
+  };
+  await open(page, server, "/runs?sort=name&descending=false&until=2025-03-31");
+  await expect.poll(shown).toEqual(["early", "late", "spruce"]);
+  await tabTo(page, "filter-model");
+  await page.keyboard.type("maple");
+  await expect.poll(shown).toEqual(["early", "late"]);
+  await page.getByTestId("filter-since").fill("2025-03-31");
+  await expect.poll(shown).toEqual(["late"]);
+  await press("views");
+  await tabTo(page, "view-name");
+  await page.keyboard.type("maple in March");
+  await page.keyboard.press("Enter");
+  await expect(page.getByTestId("views")).toHaveText("View: maple in March");
+  await page.keyboard.press("Escape");
+  await expect(page.getByTestId("view-name")).toBeHidden();
+  await expect(page.getByTestId("views")).toBeFocused();
+
+  await page.goto(`${server.origin}/runs`);
+  await expect(page.getByTestId("views")).toHaveText("Views");
+  await press("views");
+  await press("view-take");
+  await expect.poll(shown).toEqual(["late"]);
+  expect(new URL(page.url()).searchParams.get("model")).toBe("maple");
+  await expect(page.getByTestId("views")).toBeFocused();
+
+  await page.keyboard.press("Enter");
+  await press("view-rename");
+  await page.keyboard.type("the last of March");
+  await page.keyboard.press("Enter");
+  await expect(page.getByTestId("views")).toHaveText("View: the last of March");
+  await press("view-delete");
+  await expect(page.getByTestId("view")).toHaveCount(0);
+  await page.reload();
+  await expect.poll(shown).toEqual(["late"]);
+  await expect(page.getByTestId("views")).toHaveText("Views");
 });
 
 test("one run in Chinese", async ({ page, server }) => {

@@ -19,7 +19,6 @@ export class Plot {
   #columns: Columns = [[]];
   readonly #pace = paced(() => this.#draw());
   readonly #watchers: { disconnect(): void }[] = [];
-  readonly #dark = matchMedia("(prefers-color-scheme: dark)");
   readonly #retint = () => {
     this.#shape = "";
     this.#pace.ask();
@@ -43,7 +42,6 @@ export class Plot {
     sight.observe(host);
     const theme = new MutationObserver(this.#retint);
     theme.observe(document.documentElement, { attributeFilter: ["data-theme"] });
-    this.#dark.addEventListener("change", this.#retint);
     this.#watchers.push(size, sight, theme);
   }
 
@@ -65,7 +63,6 @@ export class Plot {
   destroy(): void {
     this.#pace.stop();
     for (const each of this.#watchers) each.disconnect();
-    this.#dark.removeEventListener("change", this.#retint);
     this.#plot?.destroy();
   }
 
