@@ -1,5 +1,6 @@
 """Blocks that are added answer as before, learn alone, and make an ordinary model with more layers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from luthier.runs.store import read_events
 from luthier.tuning.freeze import Freeze
 from luthier.tuning.lora import Lora
 from luthier.tuning.parts.blocks import evenly, expand
+from luthier.workflows.estimate import estimate
 from luthier.workflows.train import train
 
 IDS = torch.arange(1, 12)[None]
@@ -110,7 +112,31 @@ def test_a_run_stops_goes_on_and_is_trained_further(tiny: Path, rows: Path, tmp_
     )
 
 
-def test_what_is_not_measured_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "learning_layers"),
+    [
+        ({"finetuning_type": "freeze", "expand_layers": 1}, 1),
+        ({"finetuning_type": "freeze", "expand_layers": 2}, 2),
+        ({"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_layers": 2}, 2),
+        ({"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_layers": 1}, 1),
+    ],
+)
+def test_memory_counts_the_blocks_that_learn(tiny: Path, rows: Path, tmp_path: Path, more, learning_layers) -> None:
+    config = settings(tiny, rows, tmp_path / "run", **more)
+    found = estimate(config)
+    layer = AutoModelForCausalLM.from_pretrained(tiny).model.layers[0]
+    assert found.learning == learning_layers * sum(p.numel() for p in layer.parameters())
+    # Two moments in float32 of each weight that learns.
+    assert found.memory["optimizer"] == pytest.approx(8 * found.learning, rel=0.05)
+
+
+def test_a_budget_holds_for_blocks_that_are_added(tiny: Path, rows: Path, tmp_path: Path) -> None:
     more = {"finetuning_type": "freeze", "expand_layers": 1, "memory_budget": "4GB"}
-    with pytest.raises(ConfigError, match="not measured under use_llama_pro"):
-        train(settings(tiny, rows, tmp_path / "run", **more), quiet=True)
+    train(settings(tiny, rows, tmp_path / "run", **more), quiet=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.expanded_layers == [2]
+
+
+def test_layers_that_are_chosen_by_number_are_estimated(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(tiny, rows, tmp_path / "run", finetuning_type="lora")
+    every, second = (replace(config, tuning=Lora(rank=4, layers_to_transform=layers)) for layers in ((), (1,)))
+    assert 2 * estimate(second).learning == estimate(every).learning

@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from luthier.core.batch import PackedBatch
-from luthier.core.errors import ConfigError
 from luthier.models.distribution import Head
 from luthier.models.foreign import is_own_code, read_layout
 from luthier.models.load import put_kernels
@@ -31,11 +30,13 @@ from luthier.models.recompute import recompute_layers
 from luthier.models.value import make_head, only_grades, only_values
 from luthier.models.whole import learn_in_float32
 from luthier.training.optim import learning_parameters, make_optimizer
+from luthier.tuning.parts.blocks import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from luthier.config.schema import RunConfig
+    from luthier.core.protocols import Tuning
     from luthier.models.device import Placement
 
 ROUNDS = 3
@@ -109,9 +110,6 @@ class _Measured:
 
 def probe(config: RunConfig, placement: Placement, base: str, batches: Batches, chunk_bytes: int) -> Probe:
     """Measure; takes a few steps of models with few layers."""
-    if getattr(config.tuning, "llama_pro", False) or getattr(config.tuning, "expand", 0):
-        raise ConfigError("what a step takes is not measured under use_llama_pro and expand_layers; set "
-                          "gradient_checkpointing instead of memory_budget")  # fmt: skip
     facts, may_recompute = _facts(base, config), config.train.gradient_checkpointing or bool(config.train.memory_budget)
     layers = _lengths(facts, config)
     # What is drawn here must not move what training draws.
@@ -150,12 +148,33 @@ def _lengths(facts: Any, config: RunConfig) -> tuple[int, int]:
 
     The longer one is too large for caches, as whole models are.
     """
-    # Tunings that name a number of layers train these in both.
-    first = 1 + abs(getattr(config.tuning, "layers", 0))
-    period = _period(facts)
+    # Tunings that name a number of layers train these in both; blocks that were added stand at the end of equal parts.
+    part = _part(facts, config)
+    first, period = (part, part) if part else (1 + abs(getattr(config.tuning, "layers", 0)), _period(facts))
     bytes_of_layer = 4 * 12 * facts.hidden_size**2
     wanted = math.ceil(OUT_OF_CACHE_BYTES / (bytes_of_layer * period))
     return first, first + period * max(1, min(wanted, facts.num_hidden_layers // period))
+
+
+def _part(facts: Any, config: RunConfig) -> int:
+    """Return to how many layers there is one that was added and learns (LLaMA Pro); 0 where none were."""
+    expand, known = getattr(config.tuning, "expand", 0), len(getattr(facts, MARK, None) or ())
+    if not (expand or getattr(config.tuning, "llama_pro", False)):
+        return 0
+    layers = facts.num_hidden_layers + (0 if known else expand)
+    return layers // (expand or getattr(config.tuning, "layers", 0) or known)
+
+
+def _tuning(facts: Any, config: RunConfig, layers: int) -> Tuning:
+    """Return how a model of so many layers is tuned, so that one of its layers costs what one of the whole model does.
+
+    Layers that are chosen by number are not there: then all are tuned, which takes no less.
+    """
+    part = _part(facts, config)
+    changes: dict[str, Any] = {"llama_pro": True, "layers": layers // part, "expand": 0} if part else {}
+    changes["layers_to_transform"] = ()
+    known = {each.name for each in fields(config.tuning)}
+    return replace(config.tuning, **{name: value for name, value in changes.items() if name in known})
 
 
 def _measure(
@@ -208,6 +227,7 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
 
     short = copy.deepcopy(facts)
     short.num_hidden_layers = layers
+    setattr(short, MARK, None)
     if kinds := getattr(short, "layer_types", None):
         short.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     register_attention()
@@ -226,7 +246,7 @@ def _short_model(config: RunConfig, placement: Placement, facts: Any, layers: in
     model = make_narrow(model.to(placement.device), choose(config.model, placement), placement)
     if only_grades(config.objective.needs):
         only_values(model)
-    model = config.tuning.apply(model)
+    model = _tuning(facts, config, layers).apply(model)
     learn_in_float32(model)
     put_kernels(model, config.model, quiet=True)
     return model
