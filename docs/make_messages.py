@@ -44,16 +44,20 @@ NO_MESSAGE = {"code", "field", "place", "headers", "kind", "param", "signal_numb
 OWN = {"RowError", "ApiError", "GoError", "ValueError", "TypeError", "OSError", "RuntimeError", "TimeoutError"}
 """Errors beside the family whose texts are shown."""
 APART = {
-    "data/chat_format.py", "data/chinese_chats.py", "data/family_chats.py", "data/template_names.py",
+    "kernels/attention.py", "data/chat_format.py", "data/chinese_chats.py", "data/family_chats.py", "data/template_names.py",
     "data/tool_formats.py", "export/ollama_template.py",
-    "export/verify/questions.py", "export/verify/torture.py",
+    "export/verify/chats.py", "export/verify/questions.py", "export/verify/torture.py",
 }  # fmt: skip
 """Files whose texts are not for people: templates, questions to models."""
-_QUERY = re.compile(r"\s*(SELECT|INSERT|CREATE|DELETE|UPDATE|EXISTS)\b|\{%|\{\{|.*( \?$|instr\(| IN \(|COLLATE|NULLS)")
+_QUERY = re.compile(
+    r"\s*(SELECT|INSERT|CREATE|DELETE|UPDATE|EXISTS)\b|\{%|<!|Bearer |\nimport |rms |\{\{|.*( \?$|instr\(| IN \(|COLLATE|NULLS)"
+)
+OF_DOCS = {"table"}
+"""Functions whose texts stand in docs/."""
 WHOLE = {"runs/health.py"}
 """Files in which every text that a function returns is shown."""
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_LOGGED = {"debug", "info", "warning", "error", "exception", "say_once"}
+_LOGGED = {"debug", "info", "warning", "error", "exception", "say_once", "filterwarnings"}
 
 
 @dataclass
@@ -137,6 +141,8 @@ class Search:
         return {package: list(texts) for package, texts in self.found.items()}
 
     def _leaving(self, module: Module, node: ast.AST) -> list[ast.expr]:
+        if getattr(self.home[id(node)][1], "name", "") in OF_DOCS:
+            return []
         if isinstance(node, ast.Call):
             return self._of_call(node)
         if isinstance(node, ast.Dict):
@@ -159,7 +165,7 @@ class Search:
         if name in self.errors or (is_init and owner is not None and owner.name in self.errors):
             return [*node.args, *(each.value for each in node.keywords if each.arg not in NO_MESSAGE)]
         found = [node.args[place] for place in CALLED.get(name, ()) if place < len(node.args)]
-        if name in ("append", "extend", "add") and GATHERED.search(ast.unparse(node.func)):
+        if name in ("append", "extend", "add") and GATHERED.fullmatch(_owner_of(node)):
             found += node.args
         return found + [each.value for each in node.keywords if each.arg in NAMED]
 
@@ -211,7 +217,7 @@ class Search:
         if module.package in NOT_ON_THE_PAGE or module.name in APART or _QUERY.match(text):
             return
         words = _WORD.search(text.replace(PLACE, " "))
-        if words is None or (" " not in text.strip() and (inside or PLACE not in text)):
+        if words is None or " " not in text.strip():
             return
         self.found[module.package].setdefault(spelled(text))
 
@@ -257,7 +263,7 @@ class Search:
         is_method = bool(names) and names[0] in ("self", "cls")
         place = names.index(name) - is_method if name in names else None
         found: list[ast.AST] = []
-        for _, call in self.calls.get(called, []):
+        for _, call in self.calls.get(called, []) if called != "add" else []:  # sets have it, too
             if place is not None and 0 <= place < len(call.args):
                 found.append(call.args[place])
             found += [each.value for each in call.keywords if each.arg == name]
@@ -347,6 +353,12 @@ def _assignments(function: ast.AST) -> dict[str, list[ast.AST]]:
     return found
 
 
+def _owner_of(node: ast.Call) -> str:
+    """Return the name of what a method is called of."""
+    owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+    return owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+
+
 def _gathered(node: ast.Call) -> str:
     """Return the name of the list that a call adds to; nothing where it is no such call."""
     if _called(node) not in ("append", "extend", "insert", "add") or not isinstance(node.func, ast.Attribute):
@@ -391,6 +403,11 @@ def allowed() -> set[str]:
     return found
 
 
+def is_left_over(template: str) -> bool:
+    """Tell whether an entry is for nothing; "the list {}" is for "the list", with a value behind it."""
+    return not {template, template.removesuffix("{}"), template.removesuffix(" {}")} & allowed()
+
+
 def catalogue(package: str) -> dict[str, str]:
     """Return what is translated of a package."""
     path = CATALOGUES / f"{package}.zh.json"
@@ -411,7 +428,7 @@ def main() -> None:
         told = {each: [text for text in needed().get(each, []) if text not in everywhere] for each in chosen}
         print(json.dumps(told, ensure_ascii=False, indent=1))
     if asked.left_over:
-        left = {package: sorted(set(entries) - allowed()) for package, entries in known.items()}
+        left = {package: list(filter(is_left_over, entries)) for package, entries in known.items()}
         print(json.dumps({package: texts for package, texts in left.items() if texts}, ensure_ascii=False, indent=1))
     if asked.sort:
         for package, entries in known.items():
