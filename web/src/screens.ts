@@ -1,19 +1,27 @@
-/** The screens: first part of the address -> how to load it. Each is a file of its own, fetched when it is opened. */
+/** The screens: first part of the address -> what is shown. */
 import type { Component } from "svelte";
+import Chat from "./screens/Chat.svelte";
+import Compare from "./screens/Compare.svelte";
+import Data from "./screens/Data.svelte";
+import Evaluate from "./screens/Evaluate.svelte";
+import Export from "./screens/Export.svelte";
+import Queue from "./screens/Queue.svelte";
+import Run from "./screens/Run.svelte";
+import Runs from "./screens/Runs.svelte";
+import Settings from "./screens/Settings.svelte";
+import Start from "./screens/Start.svelte";
 
-type Loader = () => Promise<{ default: Component }>;
-
-export const SCREENS: Record<string, Loader> = {
-  start: () => import("./screens/Start.svelte"),
-  runs: () => import("./screens/Runs.svelte"),
-  run: () => import("./screens/Run.svelte"),
-  compare: () => import("./screens/Compare.svelte"),
-  data: () => import("./screens/Data.svelte"),
-  evaluate: () => import("./screens/Evaluate.svelte"),
-  chat: () => import("./screens/Chat.svelte"),
-  export: () => import("./screens/Export.svelte"),
-  queue: () => import("./screens/Queue.svelte"),
-  settings: () => import("./screens/Settings.svelte"),
+export const SCREENS: Record<string, Component> = {
+  start: Start,
+  runs: Runs,
+  run: Run,
+  compare: Compare,
+  data: Data,
+  evaluate: Evaluate,
+  chat: Chat,
+  export: Export,
+  queue: Queue,
+  settings: Settings,
 };
 
 /** What stands in the navigation, in this order. */
