@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PlainSerializer
@@ -39,6 +40,8 @@ _WORD = re.compile(r"[A-Za-z]+")
 _BETWEEN = re.compile(r"; |: |, |\. | \(|\n")
 """Where one message may follow another."""
 _QUOTED = re.compile(r"'[^'\n]*'")
+_ROW = re.compile(r"[^:\n]+:\d+ ")
+"""File and line in front of what is said about a row."""
 _MARKS = {"; ": "；", ": ": "：", ", ": "，", ". ": "。"}  # noqa: RUF001
 _LISTED = {" or ": " 或 ", " and ": " 和 ", ", ": "、"}
 _LISTS = re.compile("|".join(_LISTED))
@@ -129,6 +132,12 @@ class _Entry:
         """Tell whether it is a word with something behind it ("is 3"), which begins many other texts, too."""
         return not self.literals[-1] and sum(map(str.isalpha, self.template)) < SHORT_LETTERS
 
+    def is_torn(self, places: list[str]) -> bool:
+        """Tell whether places hold parts of a message around this one: half a bracket, or a beginning with a colon."""
+        bare = [_QUOTED.sub("", place) for place in places]
+        half = any(place.count("(") != place.count(")") for place in bare)
+        return half or (bool(bare) and not self.literals[0] and ": " in bare[0])
+
     def words(self) -> Iterator[str]:
         """Yield the words that stand whole in every text of this template."""
         last = len(self.literals) - 1
@@ -175,12 +184,28 @@ def _cut(text: str, at: int, end: int) -> int:
     return end if mark is None else mark.start()
 
 
+def _lines(template: str, translation: str) -> Iterator[tuple[str, str]]:
+    """Yield a template line by line, each with its translation, whose places count from the first one of the line."""
+    if "\n" not in template:
+        yield template, translation
+        return
+    running, before = count(), 0
+    for line, into in zip(template.split("\n"), translation.split("\n"), strict=True):
+        parts, end = list[str](), 0
+        for place in _PLACE.finditer(into):
+            kind = f":{place[2]}" if place[2] else ""
+            parts += [into[end : place.start()], f"{{{int(place[1] or next(running)) - before}{kind}}}"]
+            end = place.end()
+        yield line.strip(), "".join([*parts, into[end:]]).strip()
+        before += line.count("{}")
+
+
 class _Catalogue:
-    """All templates, by the rarest of their words."""
+    """The lines of all templates, by the rarest of their words."""
 
     def __init__(self, entries: dict[str, str]) -> None:
         self.entries = entries
-        known = [_Entry(template, translation) for template, translation in entries.items()]
+        known = [_Entry(*line) for entry in entries.items() for line in _lines(*entry) if _WORD.search(line[0])]
         often = Counter(word for entry in known for word in set(entry.words()))
         self._by_word: dict[str, list[_Entry]] = defaultdict(list)
         for entry in known:
@@ -202,7 +227,8 @@ class _Saying:
 
     def whole(self) -> str:
         """Return the text in the other language as far as it, or parts of it, are known."""
-        return self._of(self._text, 0)
+        lines = self._text.split("\n")
+        return "\n".join(line[: -len(told)] + self._of(told, 0) if (told := line.lstrip()) else line for line in lines)
 
     def _of(self, text: str, depth: int) -> str:
         if depth > DEEPEST or self._left < 0 or not _WORD.search(text):
@@ -212,14 +238,21 @@ class _Saying:
     def _made(self, text: str, depth: int, *, loose: bool = False) -> str | None:
         """Return a text that one template makes; None where there is none."""
         self._left -= len(text)
+        torn: tuple[_Entry, list[str]] | None = None
         for entry in self._known.likely(text):
             places = entry.places(text) if entry.is_loose == loose else None
-            if places is not None and not (entry.is_short and any(map(_has_blank, places))):
-                return "".join(
-                    literal + (self._place(places[number], kind, depth) if number >= 0 else "")
-                    for literal, number, kind in entry.parts
-                )
-        return None
+            if places is None or (entry.is_short and any(map(_has_blank, places))):
+                continue
+            if not entry.is_torn(places):
+                return self._filled(entry, places, depth)
+            torn = torn or (entry, places)
+        return self._filled(*torn, depth) if torn else None
+
+    def _filled(self, entry: _Entry, places: list[str], depth: int) -> str:
+        return "".join(
+            literal + (self._place(places[number], kind, depth) if number >= 0 else "")
+            for literal, number, kind in entry.parts
+        )
 
     def _place(self, text: str, kind: str, depth: int) -> str:
         if kind == "word":
@@ -232,6 +265,9 @@ class _Saying:
 
     def _apart(self, text: str, depth: int) -> str | None:
         """Return a text whose end one template makes, with what stands before it; None where there is none."""
+        row = _ROW.match(text)
+        if row is not None and (told := self._of(text[row.end() :], depth + 1)) != text[row.end() :]:
+            return row[0] + told
         blank = text.find(" ")
         cuts = [(each.start(), each.end(), each[0]) for each in _BETWEEN.finditer(text)][:MOST_SPLITS]
         for begin, end, mark in [*cuts, *([(blank, blank + 1, " ")] if blank > 0 else [])]:
