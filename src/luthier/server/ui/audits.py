@@ -17,6 +17,7 @@ from luthier.server.ui.shapes.data import Audit, AuditFinding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from luthier.data.row_index import RowFile
     from luthier.server.ui.state import State
 
 SHOWN_PER_KIND = 200
@@ -99,13 +100,12 @@ def bad_rows(found: Found, kinds: list[str]) -> tuple[str, Iterator[bytes]]:
     for kind in wanted:
         for row in report.places.get(kind, []):
             rows.setdefault(row, []).append(kind)
-    return f"{path.stem}.bad.jsonl", _as_lines(found, rows)
+    return f"{path.stem}.bad.jsonl", _as_lines(found.rows(), rows)
 
 
-def _as_lines(found: Found, rows: dict[int, list[str]]) -> Iterator[bytes]:
-    file = found.rows()
+def _as_lines(file: RowFile, rows: dict[int, list[str]]) -> Iterator[bytes]:
     for place in sorted(rows):
-        for row in file.rows(place, 1):
+        for row in file.each(place, 1):
             line = {"line": row.line, "kinds": rows[place], "broken": row.broken or None, "row": row.value}
             yield json.dumps(line, default=str).encode() + b"\n"
 

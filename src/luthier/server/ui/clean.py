@@ -33,7 +33,7 @@ def cleaned(state: State, asked: CleanAsked, *, dry_run: bool) -> CleanPreview:
             raise Refused(403, "data_read_only", f"{path.parent} cannot be written to; upload the file, and clean that")
         check_room(path.parent, path.stat().st_size)
     try:
-        result = clean(path, asked.drop, out)
+        result = clean(path, asked.drop, out, opener=state.roots.open_data, open_folder=state.roots.open_folder)
     except DataError as error:
         if error.code in _STATUS:
             raise Refused(_STATUS[error.code], error.code, str(error)) from error

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import printable
 from luthier.core.paths import write_whole
 from luthier.data.audit_files import kept_audit
 from luthier.data.formats import alpaca
-from luthier.data.registry_file import REGISTRY_FILE, check_entry, open_shelf
+from luthier.data.registry_file import REGISTRY_FILE, check_entry
 from luthier.data.row_index import KINDS
 from luthier.data.rows import format_of
 from luthier.data.sources import Source
 from luthier.server.ui.failures import Refused
-from luthier.server.ui.sets import Found, files, find_set, is_name
+from luthier.server.ui.sets import Found, files, find_set, is_name, shelf_of
 from luthier.server.ui.shapes.data import DataSet, DataSets, Mapping
 from luthier.server.ui.uploads import display_names
 
@@ -43,8 +43,8 @@ def list_sets(roots: Roots) -> DataSets:
 def _of_folder(roots: Roots, folder: Path, names: dict[str, str]) -> Iterator[DataSet]:
     uploaded = folder == roots.uploads
     try:
-        entries = open_shelf(str(folder)).entries
-    except DataError:
+        entries = shelf_of(roots, folder).entries
+    except LuthierError:
         entries = {}  # its files are still there; whoever names an entry is told what is wrong
     taken: set[str] = set()
     for name, entry in entries.items():
@@ -52,14 +52,17 @@ def _of_folder(roots: Roots, folder: Path, names: dict[str, str]) -> Iterator[Da
             file = str(entry.get("file_name") or "")
             taken.add(file)
             source = names.get(file, file) or str(entry.get("hf_hub_url") or "")
-            yield _described(name, folder, source, file, entry, uploaded=uploaded)
+            yield _described(roots, name, folder, source, file, entry, uploaded=uploaded)
     for path in sorted(folder.iterdir()):
         is_rows = path.suffix in KINDS and path.name not in (REGISTRY_FILE, *taken) and is_name(path.name)
         if is_rows and path.is_file():
-            yield _described(path.name, folder, names.get(path.name, path.name), path.name, {}, uploaded=uploaded)
+            shown = names.get(path.name, path.name)
+            yield _described(roots, path.name, folder, shown, path.name, {}, uploaded=uploaded)
 
 
-def _described(name: str, folder: Path, source: str, file: str, entry: dict[str, Any], *, uploaded: bool) -> DataSet:
+def _described(
+    roots: Roots, name: str, folder: Path, source: str, file: str, entry: dict[str, Any], *, uploaded: bool
+) -> DataSet:
     path = (folder / file).resolve()
     here = bool(file) and path.is_relative_to(folder) and path.is_file()
     audit = kept_audit(path) if here else None
@@ -69,7 +72,7 @@ def _described(name: str, folder: Path, source: str, file: str, entry: dict[str,
         folder=str(folder),
         source=source,
         format=str(entry.get("formatting", "alpaca")) if entry else "auto",
-        rows=_counted(path) if here else None,
+        rows=_counted(path, roots) if here else None,
         bytes=facts.st_size if facts else None,
         modified=facts.st_mtime if facts else None,
         audit="unknown" if audit is None or audit.is_stale() else audit.badge(),  # pyright: ignore[reportArgumentType]
@@ -78,11 +81,11 @@ def _described(name: str, folder: Path, source: str, file: str, entry: dict[str,
     )
 
 
-def _counted(path: Path) -> int | None:
+def _counted(path: Path, roots: Roots) -> int | None:
     """Return how many rows a file has; None while they are counted, and for what cannot be read."""
     try:
-        return files.open(path).total if path.suffix in KINDS else None
-    except (DataError, OSError):
+        return files.open(path, roots.open_data).total if path.suffix in KINDS else None
+    except (LuthierError, OSError):
         return None
 
 
@@ -122,7 +125,7 @@ def write_mapping(roots: Roots, found: Found, asked: Mapping) -> Mapping:
     _check_columns(found, asked.columns)
     path = found.folder / REGISTRY_FILE
     with _changing:
-        entries = dict(open_shelf(str(found.folder)).entries)
+        entries = dict(shelf_of(roots, found.folder).entries)
         write_whole(path, json.dumps({**entries, found.name: entry}, ensure_ascii=False, indent=2) + "\n")
     return Mapping(format=asked.format, columns=asked.columns, entry=entry)
 

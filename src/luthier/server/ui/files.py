@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
@@ -18,7 +19,6 @@ from luthier.server.ui.shapes.runs import FileEntry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from luthier.server.ui.state import State
 
@@ -33,26 +33,42 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/files", summary="Files of a run")
     def files(id: str) -> list[FileEntry]:
-        return list_files(folder_of(state, id))
+        if not folder_of(state, id).is_dir():
+            return []  # it waits for its turn
+        folder = state.roots.open_run(id)
+        try:
+            return list_files(folder)
+        finally:
+            os.close(folder)
 
     @router.get("/runs/{id}/files/{path:path}", summary="Download a file", response_class=Response)
     async def download(id: str, path: str, request: Request) -> Response:
-        descriptor = await run_in_threadpool(lambda: open_below(state.roots.run(id), path))
+        descriptor = await run_in_threadpool(_open, state, id, path)
         return _reply(os.fdopen(descriptor, "rb"), path, request.headers.get("range", ""))
 
     return router
 
 
-def list_files(folder: Path) -> list[FileEntry]:
-    """Return the plain files below a folder by path, at most `MOST_FILES`."""
+def _open(state: State, id: str, path: str) -> int:
+    folder = state.roots.open_run(id)
+    try:
+        return open_below(folder, path)
+    finally:
+        os.close(folder)
+
+
+def list_files(folder: int) -> list[FileEntry]:
+    """Return the plain files below a folder, given by its descriptor, by path; at most `MOST_FILES`."""
     found: list[FileEntry] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names, inner in os.fwalk(".", dir_fd=folder):
         folders.sort()
         for name in sorted(names):
-            path = os.path.join(place, name)
-            facts = os.lstat(path) if os.path.isfile(path) and not os.path.islink(path) else None
-            if facts is not None:
-                shown = os.path.relpath(path, folder).encode("utf-8", "replace").decode()
+            try:
+                facts = os.stat(name, dir_fd=inner, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # gone meanwhile
+            if stat.S_ISREG(facts.st_mode):
+                shown = os.path.normpath(os.path.join(place, name)).encode("utf-8", "replace").decode()
                 found.append(FileEntry(path=shown, bytes=facts.st_size, modified=facts.st_mtime))
         if len(found) >= MOST_FILES:
             break

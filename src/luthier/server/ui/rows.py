@@ -12,6 +12,8 @@ from luthier.server.ui.sets import find_set
 from luthier.server.ui.shapes.data import Column, RowPage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from luthier.data.row_index import RowFile, StoredRow
     from luthier.server.ui.state import State
 
@@ -66,43 +68,66 @@ def _digits(value: int) -> str:
 
 
 def page(file: RowFile, start: int, count: int, search: str = "") -> RowPage:
-    """Return rows from `start` on; with `search` those that hold a text."""
+    """Return rows from `start` on; with `search` those that hold a text. One row at a time is whole in memory."""
     file.wait(FAR_SECONDS if start > FAR_ROWS else WAIT_SECONDS)
-    stopped = None
+    places, stopped, columns = range(start, start + count), None, Columns()
+    rows = file.each(start, count)
     if search:
         places, stopped = file.find(search, start, count, SEARCH_SECONDS)
-        rows = [row for place in places for row in file.rows(place, 1)]
-    else:
-        rows = file.rows(start, count)
-        places = list(range(start, start + len(rows)))
-    broken = [at for at, row in enumerate(rows) if row.broken]
-    most = CELL_CHARACTERS if len(rows) < PAGE_CHARACTERS // CELL_CHARACTERS else PAGE_CHARACTERS // len(rows)
+        rows = (row for place in places for row in file.each(place, 1))
+    elif file.total is not None:
+        places = range(start, min(start + count, file.total))
+    most = min(CELL_CHARACTERS, PAGE_CHARACTERS // max(1, len(places)))
+    lines, shown, problems = list[int](), list[Any](), dict[int, str]()
+    for row in rows:
+        columns.add(row)
+        problems |= {len(shown): row.broken} if row.broken else {}
+        lines.append(row.line)
+        shown.append(shortened(row.value, most))
     return RowPage(
         start=start,
-        rows=[shortened(row.value, most) for row in rows],
-        lines=[row.line for row in rows],
+        rows=shown,
+        lines=lines,
         total=file.total,
-        columns=columns_of(file.rows(0, COLUMN_ROWS) if start or search else rows),
-        broken=broken,
-        problems=[rows[at].broken for at in broken],
-        places=places,
+        columns=columns_of(file.each(0, COLUMN_ROWS)) if start or search else columns.found(),
+        broken=list(problems),
+        problems=list(problems.values()),
+        places=list(places[: len(shown)]),
         stopped=stopped,
     )
 
 
-def columns_of(rows: list[StoredRow]) -> list[Column]:
-    """Return the columns of rows, in the order in which they occur, with kinds of values and how many are filled."""
-    kinds: dict[str, Counter[str]] = {}
-    filled: Counter[str] = Counter()
-    good = [row.value for row in rows if not row.broken]
-    for row in good:
-        for name, value in list(row.items())[:MOST_ITEMS]:
-            kinds.setdefault(str(name), Counter())[_kind(value)] += 1
-            filled[str(name)] += value not in (None, "", [], {})
-    return [
-        Column(name=shortened(name, 200), types=dict(types), filled=filled[name] / len(good))
-        for name, types in kinds.items()
-    ]
+class Columns:
+    """Columns of rows, in the order in which they occur, with kinds of values and how many are filled."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, Counter[str]] = {}
+        self._filled: Counter[str] = Counter()
+        self._rows = 0
+
+    def add(self, row: StoredRow) -> None:
+        """Count a row; one that is broken has no columns."""
+        if row.broken:
+            return
+        self._rows += 1
+        for name, value in list(row.value.items())[:MOST_ITEMS]:
+            self._kinds.setdefault(str(name), Counter())[_kind(value)] += 1
+            self._filled[str(name)] += value not in (None, "", [], {})
+
+    def found(self) -> list[Column]:
+        """Return what was counted."""
+        return [
+            Column(name=shortened(name, 200), types=dict(types), filled=self._filled[name] / self._rows)
+            for name, types in self._kinds.items()
+        ]
+
+
+def columns_of(rows: Iterable[StoredRow]) -> list[Column]:
+    """Return the columns of rows."""
+    columns = Columns()
+    for row in rows:
+        columns.add(row)
+    return columns.found()
 
 
 _KINDS: dict[type, str] = {

@@ -31,7 +31,9 @@ def tokens_of(state: State, asked: TokensAsked) -> TokenRows:
     values = {**asked.values, "data": data}
     loaded = read_settings(state.roots, values=values, allow_remote_code=state.allow_remote_code)
     found.rows().wait(TOKEN_SECONDS)
-    answer = state.worker.ask("tokens", TOKEN_SECONDS, values=dump(loaded.config), rows=asked.rows)
+    answer = state.worker.ask(
+        "tokens", TOKEN_SECONDS, values=dump(loaded.config), rows=asked.rows, roots=state.roots.as_dict()
+    )
     return TokenRows(
         rows=[_row(each) for each in answer["rows"]], template=answer["template"], notices=answer["notices"]
     )

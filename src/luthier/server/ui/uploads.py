@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from luthier.core.log import printable
 from luthier.core.paths import write_whole
-from luthier.data.registry_file import REGISTRY_FILE, open_shelf
+from luthier.data.registry_file import REGISTRY_FILE
 from luthier.server.ui.failures import Refused, missing
-from luthier.server.ui.sets import is_name
+from luthier.server.ui.sets import is_name, shelf_of
 from luthier.server.ui.shapes.common import Ok
 from luthier.server.ui.shapes.data import DataSet
 
@@ -190,7 +190,7 @@ def forget(roots: Roots, name: str) -> None:
     path = roots.uploads / name
     if not is_name(name) or path.is_symlink() or not path.is_file() or name == REGISTRY_FILE:
         raise missing("upload", name)
-    entries = dict(open_shelf(str(roots.uploads)).entries)
+    entries = dict(shelf_of(roots, roots.uploads).entries)
     left = {
         key: entry for key, entry in entries.items() if not (isinstance(entry, dict) and entry.get("file_name") == name)
     }

@@ -13,16 +13,21 @@ from luthier.core.errors import ConfigError, DataError
 from luthier.core.findings import Finding
 from luthier.core.types import Message
 from luthier.data.row_index import RowFile
-from luthier.data.rows import check_kind
-from luthier.data.sources import Row, find_sources
+from luthier.data.rows import check_kind_of
+from luthier.data.sources import Row
+from luthier.server.ui.roots import Roots
+from luthier.server.ui.sets import source_below
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from luthier.config.schema import RunConfig
     from luthier.data.prepare import Preparer
 
 _NEAREST = (("per_device_train_batch_size", "train"), ("cutoff_len", "data"))
 """Settings that are halved, in turns, to find what fits."""
 MOST_TRIES = 8
+_ROWS_AT_ONCE = 64
 
 
 def _load(settings: dict[str, Any], *, allow_remote_code: bool) -> Loaded:
@@ -82,28 +87,31 @@ def _prepared(spelled: str, *, allow_remote_code: bool) -> tuple[Preparer, Loade
     return read_preparer(loaded.config), loaded
 
 
-def tokens(values: dict[str, Any], rows: list[int], *, allow_remote_code: bool) -> dict[str, Any]:
-    """Return rows of `data.dataset`, by their places, as training sees them."""
+def tokens(
+    values: dict[str, Any], rows: list[int], roots: dict[str, Any], *, allow_remote_code: bool
+) -> dict[str, Any]:
+    """Return rows of `data.dataset`, by their places, as training sees them; its file lies below the data folders."""
     from luthier.workflows.preview import tokens_of
 
     preparer, loaded = _prepared(json.dumps(values, sort_keys=True), allow_remote_code=allow_remote_code)
-    (source,) = find_sources(loaded.config.data.dataset, loaded.config.data)
+    below, data = Roots.from_dict(roots), loaded.config.data
+    source = source_below(below, data.dataset[0], data)
     if source.path is None or not source.path.is_file():
         raise DataError(f"the rows of {source.name} are not in a file on this machine")
-    check_kind([source], preparer.kind)
-    file = RowFile(source.path)
+    file = RowFile(source.path, below.open_data)
     file.build()
-    shown = [{"row": place, **asdict(tokens_of(row, source, preparer))} for place in rows for row in _row(file, place)]
-    return {"rows": shown, "template": loaded.config.data.template or "", "notices": loaded.notices}
+    places = range(0, file.total or 0, _ROWS_AT_ONCE)
+    check_kind_of((row for place in places for row in _rows(file, place, _ROWS_AT_ONCE)), source, preparer.kind)
+    found = [(place, row) for place in rows for row in _rows(file, place, 1)]
+    shown = [{"row": place, **asdict(tokens_of(row, source, preparer))} for place, row in found]
+    return {"rows": shown, "template": data.template or "", "notices": loaded.notices}
 
 
-def _row(file: RowFile, place: int) -> list[Row]:
-    found: list[Row] = []
-    for stored in file.rows(place, 1):
+def _rows(file: RowFile, start: int, count: int) -> Iterator[Row]:
+    for stored in file.each(start, count):
         where = f"{file.path}:{stored.line}"
         bad = Finding(kind="broken", level="error", where=where, message=stored.broken) if stored.broken else None
-        found.append(Row(where, None if bad else stored.value, bad))
-    return found
+        yield Row(where, None if bad else stored.value, bad)
 
 
 @lru_cache(maxsize=4)
