@@ -137,6 +137,29 @@ describe("pages of rows", () => {
     expect(found.at(5)).toBeUndefined();
   });
 
+  it("are fetched again where more of them are known by now", async () => {
+    let known = 2;
+    vi.stubGlobal("fetch", (address: string) => {
+      const count = Math.min(Number(new URL(address, "http://x").searchParams.get("count")), known);
+      asked.push(`${known}`);
+      const places = Array.from({ length: count }, (_, n) => n);
+      const total = known === 2 ? null : known;
+      const page = { start: 0, rows: places, lines: places.map((n) => n + 1), total, columns: [] };
+      return Promise.resolve(new Response(JSON.stringify(page)));
+    });
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const pages = new RowPages({ dataset: "a", folder: "f" });
+    pages.want(0, 30);
+    await vi.advanceTimersByTimeAsync(10);
+    expect([pages.total, pages.counting, pages.row(2)]).toEqual([2, true, undefined]);
+    known = 5;
+    await vi.advanceTimersByTimeAsync(2000);
+    vi.useRealTimers();
+    await vi.waitFor(() => expect(pages.row(4)?.line).toBe(5));
+    expect([pages.total, pages.counting]).toEqual([5, false]);
+    expect(asked).toEqual(["2", "5", "5"]);
+  });
+
   it("find the row of a line with few questions", async () => {
     const pages = new RowPages({ dataset: "a", folder: "f" });
     pages.want(0, 1);

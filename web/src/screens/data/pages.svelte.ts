@@ -143,10 +143,20 @@ export class RowPages implements RowList {
     this.problems = [];
     this.away = false;
     if (found.columns.length) this.columns = found.columns;
+    const known = this.counting && found.total != null;
     this.counting = found.total == null;
     this.total =
       found.total ?? Math.max(this.total, found.start + found.rows.length + (found.rows.length < PAGE ? 0 : PAGE));
     if (this.counting) setTimeout(() => this.#count(), COUNT_AGAIN);
+    if (known) this.#fill();
+  }
+
+  /** Fetch what is missing once all rows are known: until then pages end with a row that is too large. */
+  #fill(): void {
+    for (const [page, { rows }] of this.#pages) {
+      if (rows.length < Math.min(PAGE, this.total - page * PAGE)) this.#asked.delete(page);
+    }
+    this.#fetch();
   }
 
   async #count(): Promise<void> {
@@ -154,7 +164,10 @@ export class RowPages implements RowList {
     try {
       const { total } = await this.#get(0, 1);
       if (total == null) setTimeout(() => this.#count(), COUNT_AGAIN);
-      else [this.total, this.counting] = [total, false];
+      else {
+        [this.total, this.counting] = [total, false];
+        this.#fill();
+      }
     } catch {
       // The rows that are in view tell of what is wrong; counting goes on with the next page that is read.
     }
