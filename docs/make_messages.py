@@ -54,7 +54,7 @@ _QUERY = re.compile(
 )
 OF_DOCS = {"table"}
 """Functions whose texts stand in docs/."""
-WHOLE = {"runs/health.py"}
+WHOLE = {"runs/health.py", "config/check.py"}
 """Files in which every text that a function returns is shown."""
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _LOGGED = {"debug", "info", "warning", "error", "exception", "say_once", "filterwarnings"}
@@ -152,6 +152,8 @@ class Search:
             return [node.value for target in node.targets if _is_for_people(target)]
         if isinstance(node, ast.Tuple) and len(node.elts) == 4 and isinstance(node.elts[0], ast.Constant):
             return node.elts[1:] if node.elts[0].value in ("good", "note", "fault") else []
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.Lambda):
+            return node.elts[1:]
         if isinstance(node, ast.Return) and module.name in WHOLE and node.value is not None:
             return [node.value]
         return []
@@ -236,6 +238,7 @@ class Search:
             ast.FormattedValue: lambda: [node.value],
             ast.BinOp: lambda: [node.left, node.right],
             ast.Name: lambda: self._of_name(node),
+            ast.Attribute: lambda: [value for _, value in self.values[node.attr]] if node.attr.isupper() else [],
         }  # fmt: skip
         if type(node) in kinds:
             return [(each, inside) for each in kinds[type(node)]()]
@@ -297,7 +300,9 @@ class Search:
             "partial",
         ):
             return [(each, inside) for each in node.args]
-        known = module.functions.get(name) or [each for _, each in self.functions.get(name, [])]
+        defined, of = self.functions.get(name, []), _owner_of(node)
+        known = [each for home, each in defined if home.path.stem == of] or module.functions.get(name)
+        known = known or [each for _, each in defined]
         found: list[tuple[ast.AST, bool]] = []
         for each in known if len(known) <= 3 else []:
             if each.returns is None or "str" in ast.unparse(each.returns):

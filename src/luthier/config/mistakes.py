@@ -40,12 +40,22 @@ def explain(
         return f"{where}: unknown key {printable(dotted)} (value {printable(found)}){hint}"
     if problem["type"] == "missing":
         return f"{where}: {key} is required; give it in the file or as {key}=..."
-    reason = REASONS.get(problem["type"], problem["msg"].removeprefix("Value error, ").lower())
+    reason = REASONS.get(problem["type"], within(problem["msg"]))
     if not key:  # settings of one section that contradict each other
         return f"{section}: {reason}"
     kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
     hint = "; quote it if it is a name" if isinstance(found, bool) and problem["type"] == "string_type" else ""
     return f"{where}: {where.key or key}: {reason}, found {kind}{printable(found)}{hint}"
+
+
+def within(message: str) -> str:
+    """Return what pydantic says, as a part of a sentence.
+
+    >>> within("Value error, GaLore here works on AdamW"), within("Input should be a list")
+    ('GaLore here works on AdamW', 'input should be a list')
+    """
+    own = message.removeprefix("Value error, ")
+    return own if own != message else message[:1].lower() + message[1:]
 
 
 def code_of(problems: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from luthier.config.load import adapter
-from luthier.config.mistakes import REASONS
+from luthier.config.mistakes import REASONS, within
 from luthier.core.errors import ConfigError
 from luthier.core.log import first_line, printable
 from luthier.core.registry import did_you_mean
@@ -152,9 +152,8 @@ def _explain(problem: dict[str, Any], known: list[str]) -> str:
         return f"unknown setting {printable(key)} (value {printable(found)}){hint}"
     if problem["type"] == "missing":
         return f"{key} is required"
-    message = problem["msg"].removeprefix("Value error, ")
     if not key:
-        return message
-    reason = REASONS.get(problem["type"], message.lower())
+        return problem["msg"].removeprefix("Value error, ")
+    reason = REASONS.get(problem["type"], within(problem["msg"]))
     kind = {str: "text ", bool: "the truth value ", list: "the list "}.get(type(found), "")
     return f"{key}: {reason}, found {kind}{printable(found)}"

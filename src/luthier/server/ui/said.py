@@ -39,6 +39,7 @@ _PLACE = re.compile(r"\{(\d*)(?::(word|list))?\}")
 _WORD = re.compile(r"[A-Za-z]+")
 _BETWEEN = re.compile(r"; |: |, |\. | \(|\n")
 """Where one message may follow another."""
+_WHERE, _WHERE_TOLD = re.compile(r"\{\}(:\{\})?: (?=[a-z`])"), re.compile(r"\{\}(:\{\})?(: |\uff1a)")
 _QUOTED = re.compile(r"'[^'\n]*'")
 _ROW = re.compile(r"[^:\n]+:\d+ ")
 """File and line in front of what is said about a row."""
@@ -171,10 +172,6 @@ class _Entry:
         return [*found, text[at:end]]
 
 
-def _has_blank(text: str) -> bool:
-    return " " in _QUOTED.sub("", text)
-
-
 def _cut(text: str, at: int, end: int) -> int:
     """Return where the first of two neighbouring places ends: behind its quotes, or where a new part begins."""
     found = _QUOTED.match(text, at, end) if end > 0 else None
@@ -205,7 +202,8 @@ class _Catalogue:
 
     def __init__(self, entries: dict[str, str]) -> None:
         self.entries = entries
-        known = [_Entry(*line) for entry in entries.items() for line in _lines(*entry) if _WORD.search(line[0])]
+        lines = dict(line for entry in entries.items() for line in _lines(*entry) if _WORD.search(line[0]))
+        known = [_Entry(*line) for line in ({**dict(_without_place(lines)), **lines}).items()]
         often = Counter(word for entry in known for word in set(entry.words()))
         self._by_word: dict[str, list[_Entry]] = defaultdict(list)
         for entry in known:
@@ -241,7 +239,7 @@ class _Saying:
         torn: tuple[_Entry, list[str]] | None = None
         for entry in self._known.likely(text):
             places = entry.places(text) if entry.is_loose == loose else None
-            if places is None or (entry.is_short and any(map(_has_blank, places))):
+            if places is None or (entry.is_short and any(map(self._is_strange, places))):
                 continue
             if not entry.is_torn(places):
                 return self._filled(entry, places, depth)
@@ -254,6 +252,10 @@ class _Saying:
             for literal, number, kind in entry.parts
         )
 
+    def _is_strange(self, text: str) -> bool:
+        """Tell whether several words are no message: then a short template has taken them for something else."""
+        return " " in _QUOTED.sub("", text) and self._made(text, DEEPEST) is None
+
     def _place(self, text: str, kind: str, depth: int) -> str:
         if kind == "word":
             return self._known.entries.get(text, text)
@@ -264,7 +266,7 @@ class _Saying:
         return self._of(text, depth + 1)
 
     def _apart(self, text: str, depth: int) -> str | None:
-        """Return a text whose end one template makes, with what stands before it; None where there is none."""
+        """Return a text whose end or beginning one template makes, with the rest of it; None where there is none."""
         row = _ROW.match(text)
         if row is not None and (told := self._of(text[row.end() :], depth + 1)) != text[row.end() :]:
             return row[0] + told
@@ -275,7 +277,19 @@ class _Saying:
                 tail = self._made(text[start:], depth + 1) if start and self._left > 0 else None
                 if tail is not None:
                     return self._of(text[:begin], depth + 1) + joint + tail
+        for begin, end, mark in reversed(cuts):
+            head = self._made(text[:begin], depth + 1) if begin and self._left > 0 else None
+            if head is not None:
+                return head + _MARKS.get(mark, mark) + text[end:]
         return None
+
+
+def _without_place(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield templates that begin with a place and a line as they are where those are shown beside the message."""
+    for template, translation in entries.items():
+        found, told = _WHERE.match(template), _WHERE_TOLD.match(translation)
+        if found is not None and told is not None and found[0].count("{}") == told[0].count("{}"):
+            yield template[found.end() :], translation[told.end() :]
 
 
 @cache

@@ -107,8 +107,8 @@ def check_room(folder: Path, size: int) -> None:
     usage = shutil.disk_usage(folder)
     spare = min(int(usage.total * SPARE_SHARE), SPARE_BYTES)
     if size + spare > usage.free:
-        asked = f"the file has {size}, and " if size else ""
-        raise Refused(507, "disk_full", f"the disk has {usage.free} bytes free; {asked}{spare} are to stay free")
+        asked = f"; the file has {size}" if size else ""
+        raise Refused(507, "disk_full", f"the disk has {usage.free} bytes free{asked}; {spare} are to stay free")
 
 
 def sweep(folder: Path) -> None:
