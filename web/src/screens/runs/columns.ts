@@ -8,12 +8,18 @@ export interface Column {
   sort?: string;
   number?: boolean;
   text: (run: RunRow) => string;
+  /** What is said on top of a text that is short for it. */
+  whole?: (run: RunRow) => string;
 }
+
+/** What a model is called: of a folder its own name. */
+export const modelName = (model: string): string =>
+  /^[./~]/.test(model) ? (model.split("/").filter(Boolean).at(-1) ?? model) : model;
 
 export const COLUMNS: Column[] = [
   { id: "objective", sort: "objective", text: (run) => run.objective },
   { id: "tuning", sort: "tuning", text: (run) => run.tuning },
-  { id: "model", sort: "model", text: (run) => run.model },
+  { id: "model", sort: "model", text: (run) => modelName(run.model), whole: (run) => run.model },
   { id: "data", text: (run) => run.data.join(", ") },
   {
     id: "steps",

@@ -4,6 +4,7 @@ import type { RunRow } from "../../lib/api/shapes";
 import { language } from "../../lib/words.svelte";
 import { COLUMNS, keepColumns, keptColumns } from "./columns";
 import Delete from "./Delete.svelte";
+import Filters from "./Filters.svelte";
 import Table from "./Table.svelte";
 import { undoable } from "./undo.svelte";
 
@@ -64,6 +65,26 @@ describe("list of runs", () => {
     screen.getByTestId("sort-name").click();
     expect(onsort).toHaveBeenCalledWith("name");
     expect(screen.queryByTestId("sort-tags")).toBeNull();
+  });
+
+  it("calls a folder by its own name, and says where it is", () => {
+    const columns = COLUMNS.filter(({ id }) => id === "model");
+    const runs = [row("a", { model: "/srv/models/tiny/" }), row("b", { model: "Qwen/Qwen3-1.7B" })];
+    const heard = { onselect: vi.fn(), onsort: vi.fn(), onact: vi.fn() };
+    render(Table, { runs, columns, selected: new Set<string>(), sort: "name", descending: false, ...heard });
+    expect(screen.getByTitle("/srv/models/tiny/").textContent).toBe("tiny");
+    expect(screen.getByTitle("Qwen/Qwen3-1.7B").textContent).toBe("Qwen/Qwen3-1.7B");
+  });
+
+  it("offers models by what tells them apart", () => {
+    render(Filters, { tags: [], objectives: [], models: ["/a/tiny", "/b/tiny", "/b/large"] });
+    const options = [...screen.getByTestId<HTMLSelectElement>("filter-model").options];
+    expect(options.map(({ value, text }) => [value, text])).toEqual([
+      ["", "any"],
+      ["/a/tiny", "/a/tiny"],
+      ["/b/tiny", "/b/tiny"],
+      ["/b/large", "large"],
+    ]);
   });
 
   it("keeps the choice of columns, without those that there are no more", () => {
