@@ -409,8 +409,13 @@ def allowed() -> set[str]:
 
 
 def is_left_over(template: str) -> bool:
-    """Tell whether an entry is for nothing; "the list {}" is for "the list", with a value behind it."""
-    return not {template, template.removesuffix("{}"), template.removesuffix(" {}")} & allowed()
+    """Tell whether an entry is for nothing.
+
+    "the list {}" is for "the list" with a value behind it, "a number" for "expected a number" where a longer template
+    takes the first word.
+    """
+    spelled = {template, template.removesuffix("{}"), template.removesuffix(" {}"), f"expected {template}"}
+    return not spelled & allowed()
 
 
 def catalogue(package: str) -> dict[str, str]:
