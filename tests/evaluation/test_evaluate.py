@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bars import listen, shares
 from helpers import Jobs
 from tunings import fresh
 
@@ -53,6 +54,23 @@ def test_plain_text_has_a_loss_too(tiny: Path, tmp_path: Path) -> None:
         count += len(ids) - 1
     assert found.measure("loss/loss").value == pytest.approx(sums / count, abs=1e-4)
     assert list(found.outcomes) == ["loss"]
+
+
+@pytest.mark.parametrize("engine", ["local", "hf"])
+def test_the_bar_moves_with_the_rows(
+    own: Path, held_out: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    told = listen(monkeypatch)
+    settings = {"max_new_tokens": 6, "per_device_eval_batch_size": 2, "engine": engine, "predict_batch_size": 4}
+    evaluate_all([config_of(own, eval_dataset=str(held_out), **settings)], name="check")
+    told = [each for each in told if each[1]]
+    assert [share for share, _ in told] == sorted(share for share, _ in told), "it goes back"
+    for model, begin in ((str(own), 0.0), (f"base {tiny}", 0.5)):
+        loss, answers = (shares(told, f"{model}: {kind}") for kind in ("loss", "generate"))
+        assert loss == pytest.approx([begin + 0.25 * done / 10 for done in (0, 2, 4, 6, 8, 10)], abs=1e-4)
+        assert answers[0] == pytest.approx(begin + 0.25, abs=1e-4)
+        assert len(answers) > 2
+        assert answers[-1] > begin + 0.4
 
 
 def test_base_and_runs_in_one_table(own: Path, run: Path, held_out: Path, tiny: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bars import listen, shares
 from helpers import Jobs, make_folder
 from safetensors.torch import load_file, save_file
 from tunings import CASES, fresh, logits, stir, stirred
@@ -18,6 +19,10 @@ from luthier.workflows.export import export_model, verify_only
 from luthier.workflows.train import train
 
 GGUF = [pytest.importorskip("xllamacpp"), pytest.importorskip("cyllama")]
+
+
+TENSORS = 20
+"""Of a tiny Llama, at least."""
 
 
 def config_of(**given: Any) -> Any:
@@ -70,6 +75,25 @@ def test_everything_that_a_run_has(run: Path, tmp_path: Path) -> None:
     assert (done[4].folder / "Modelfile").read_text().splitlines()
     leftover = [p.name for p in (tmp_path / "out").iterdir()]
     assert sorted(leftover) == ["adapter", "gguf", "gguf_adapter", "merged", "ollama"]
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_the_bar_moves_with_the_tensors_and_the_checks(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    told = listen(monkeypatch)
+    settings = [f"model.model_name_or_path={run}", f"export_format={form}", f"export_dir={tmp_path / 'out'}",
+                "export_quantize=[f16,q8_0]"]  # fmt: skip
+    (done,) = export_model(load_config(run / "config.yaml", settings).config)
+    told = [each for each in told if each[1]]
+    assert [share for share, _ in told] == sorted(share for share, _ in told), "it goes back"
+    written, read = shares(told, f"writing {form}"), shares(told, f"reading {form} back")
+    assert len(written) >= TENSORS
+    assert len(read) >= TENSORS + 4, "each tensor that is read back, and checks beside"
+    assert (written[0], read[0]) == (0.0, 0.5)
+    assert written[-1] > 0.45
+    assert read[-1] >= 0.9
+    assert not done.reports[0].failed
 
 
 def test_the_card_says_what_was_done(run: Path, tmp_path: Path) -> None:

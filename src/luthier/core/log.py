@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("luthier")
 _said: set[str] = set()
-_told: dict[str, float] = {}
-"""What was told last that is being done, and when."""
-_TELL_SECONDS = 0.5
 
 
 class _Memory(logging.Handler):
@@ -81,25 +76,6 @@ def say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
         logger.info(message)
-
-
-def progress(done: int, total: int | None, doing: str) -> None:
-    """Tell whoever started this process how far it is, in the file that $LUTHIER_PROGRESS names; without one, nobody.
-
-    `total`: None where it is not known. The file is replaced whole, at most twice a second, and at the end.
-    """
-    path = os.environ.get("LUTHIER_PROGRESS")
-    now = time.monotonic()
-    if not path or not is_main_process() or (done != total and now - _told.get(doing, -1.0) < _TELL_SECONDS):
-        return
-    _told.clear()
-    _told[doing] = now
-    try:
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            json.dump({"done": done, "total": total, "doing": doing}, file)
-        os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        say_once(f"how far this is could not be written to {path}: {error.strerror}")
 
 
 def printable(text: object, limit: int = 80) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
 from luthier.core.findings import Finding, Level, RowError
-from luthier.core.log import logger, progress
+from luthier.core.log import logger
 from luthier.core.paths import cache_folder
+from luthier.core.progress import progress
 from luthier.core.types import Example, Message, RowKind, Segment, Unit
 from luthier.data.audit import AuditReport
 from luthier.data.cut import cut_end, cut_prompt, learned_range, read_at_end

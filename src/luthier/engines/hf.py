@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import ModelError
+from luthier.core.progress import within
 from luthier.core.registry import ENGINES
 from luthier.core.types import Completion, Prompt, Sampling
 from luthier.engines.sample import is_tempered, logp_of
@@ -105,6 +106,7 @@ class HfEngine:
         Prompts that are answered in one way but for the seed run together; the seed of the first one counts.
         """
         answers: list[list[Completion]] = [[] for _ in prompts]
+        done = 0
         alike: dict[Sampling, list[int]] = {}
         hows = one_each(how, len(prompts))
         for index, each in enumerate(hows):
@@ -115,6 +117,8 @@ class HfEngine:
                 rows = [(i, prompts[i]) for i in chosen for _ in range(n)]
                 for index, completion in self._batch(rows, hows[chosen[0]]):
                     answers[index].append(completion)
+                done += len(chosen)
+                within(done, len(prompts))
         return answers
 
     def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> Iterator[list[int]]:

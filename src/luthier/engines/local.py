@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError
+from luthier.core.progress import within
 from luthier.core.registry import ENGINES
 from luthier.engines.batch import Batch
 from luthier.engines.hf import check_prompt, one_each
@@ -294,7 +295,8 @@ class LocalEngine:
     def _complete(self, requests: Sequence[Request]) -> None:
         """Compute until every request is done. Raises what kept one from it."""
         try:
-            while not all(request.done for request in requests):
+            while (done := sum(request.done for request in requests)) < len(requests):
+                within(done, len(requests))
                 self._step_or_wait()
         finally:
             for request in requests:

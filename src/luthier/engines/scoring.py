@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from luthier.core.progress import within
 from luthier.engines.batch import PROMPT_TOKENS_PER_STEP, Batch, Job, share_page
 from luthier.engines.sample import logp_of, not_finite
 from luthier.engines.shaped import most_probable_of
@@ -94,6 +95,7 @@ def _read(
         while waiting or texts:
             _fill(batch, waiting, texts, first, adapter)
             _advance(batch, texts, hear, adapter)
+            within(len(prompts) - len(waiting) - len(texts), len(prompts))
             yield
     finally:
         for text in texts:

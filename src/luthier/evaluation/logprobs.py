@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.core.progress import following, within
 from luthier.core.types import Segment
 from luthier.data.pack import pack
 from luthier.engines.local import LocalEngine
@@ -31,7 +32,7 @@ def logprobs(subject: Subject, pairs: Sequence[Pair], *, top: int = 0) -> list[l
         scored = subject.engine.score(prompts, first=firsts, top=top)
         return [[(each.logp, bool(each.top) and each.top[0][0] == each.token) for each in row] for row in scored]
     if top:
-        return [_greedy(subject, pair) for pair in pairs]
+        return [_greedy(subject, pair) for pair in following(pairs)]
     return _packed(subject, pairs)
 
 
@@ -46,6 +47,7 @@ def _packed(subject: Subject, pairs: Sequence[Pair]) -> list[list[tuple[float, b
         with torch.no_grad():
             logp_N = subject.policy(pack(units).to(subject.model.device)).logp
         found += [[(value, False) for value in part.tolist()] for part in logp_N.split([len(e) for _, e in batch])]
+        within(len(found), len(pairs))
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.core.faults import fault_point
+from luthier.core.progress import following
 from luthier.export.source import DTYPES
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_shards(weights: Mapping[str, Weight], folder: Path, *, dtype: torch.dt
         "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         for number in range(1, len(shards) + 1)
     ]
-    for name, shard in zip(names, shards, strict=True):
+    for name, shard in following(list(zip(names, shards, strict=True))):
         _write(folder / name, shard, dtype)
     if len(shards) > 1:
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
@@ -85,7 +86,7 @@ def _write(file: Path, weights: Mapping[str, Weight], dtype: torch.dtype) -> Non
     text += b" " * (-len(text) % _ALIGNMENT)
     with file.open("wb") as opened:
         opened.write(struct.pack("<Q", len(text)) + text)
-        for name, weight in weights.items():
+        for name, weight in following(weights.items()):
             opened.write(_bytes(name, weight, _form(weight, dtype)))
             fault_point("export.tensor")
         opened.flush()

@@ -12,8 +12,9 @@ from luthier.config.load import dump
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.core.anatomy import plain_model
 from luthier.core.errors import ModelError, RunError
-from luthier.core.log import logger, progress
+from luthier.core.log import logger
 from luthier.core.paths import write_whole
+from luthier.core.progress import parts
 from luthier.evaluation import results
 from luthier.evaluation.kind import Evaluation, Kind
 from luthier.evaluation.measure import compare, unique
@@ -29,6 +30,8 @@ from luthier.workflows.held_out import make_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
+
+    from luthier.core.progress import Parts
 
 OF_THE_ROWS = ("dataset", "eval_dataset", "val_size", "dataset_dir", "formatting", "columns", "tags", "pairs",
                "max_samples", "cutoff_len", "too_long", "bad_rows")  # fmt: skip
@@ -110,13 +113,16 @@ def evaluate_all(
     folders = [results.folder_for(job.run, folder, name) for job in jobs]
     kinds = make_kinds(jobs[0].config)
     bases: dict[str, Evaluation] = {}
-    tuned = [_measure_job(job, kinds, bases) for job in jobs]
-    for job, evaluation in zip(jobs, tuned, strict=True):
-        reference = bases.get(job.base_key) or next(iter([*bases.values(), tuned[0]]))
-        if reference is not evaluation:
-            set_against(kinds, reference, evaluation)
-        elif len(jobs) == 1:
-            set_against_rows(kinds, evaluation)
+    to_measure = len(jobs) + len({job.base_key for job in jobs if job.base is not None})
+    with parts(to_measure + len(jobs) * ("judge" in kinds)) as work:
+        tuned = [_measure_job(job, kinds, bases, work) for job in jobs]
+        for job, evaluation in zip(jobs, tuned, strict=True):
+            reference = bases.get(job.base_key) or next(iter([*bases.values(), tuned[0]]))
+            with work.part(f"{evaluation.model}: judge"):
+                if reference is not evaluation:
+                    set_against(kinds, reference, evaluation)
+                elif len(jobs) == 1:
+                    set_against_rows(kinds, evaluation)
     comparison = Comparison([*bases.values(), *tuned])
     write_predictions(tuned[-1], lines)
     settings = dump(jobs[0].config)
@@ -190,18 +196,19 @@ def _subject(name: str, model: Any, tokenizer: Any, config: RunConfig) -> Subjec
 # ---- measuring
 
 
-def _measure_job(job: Job, kinds: Mapping[str, Kind], bases: dict[str, Evaluation]) -> Evaluation:
+def _measure_job(job: Job, kinds: Mapping[str, Kind], bases: dict[str, Evaluation], work: Parts) -> Evaluation:
     """Measure a model and, where no other job has done it, its base; never both in memory at once."""
     wants_base = job.base is not None and job.base_key not in bases
     with loaded(job.config, job.name) as subject:
-        evaluation = measure(kinds, subject)
+        with work.part():
+            evaluation = measure(kinds, subject)
         if wants_base and job.is_adapter:
             model, template, make = subject.model, subject.template, subject.make_engine
             subject.release()
-            with switched_off(model):
+            with switched_off(model), work.part():
                 bases[job.base_key] = measure(kinds, Subject(job.base_name, model, template, make))
     if wants_base and not job.is_adapter and job.base is not None:
-        with loaded(replace(job.config, model=job.base), job.base_name) as subject:
+        with loaded(replace(job.config, model=job.base), job.base_name) as subject, work.part():
             bases[job.base_key] = measure(kinds, subject)
     return evaluation
 
@@ -209,10 +216,11 @@ def _measure_job(job: Job, kinds: Mapping[str, Kind], bases: dict[str, Evaluatio
 def measure(kinds: Mapping[str, Kind], subject: Subject) -> Evaluation:
     """Let every kind measure a model."""
     evaluation = Evaluation(subject.name)
-    for number, (name, kind) in enumerate(kinds.items()):
-        logger.info("%s: %s", subject.name, name)
-        progress(number, len(kinds), f"{subject.name}: {name}")
-        evaluation.outcomes[name] = kind.measure(subject)
+    with parts(len(kinds)) as measured:
+        for name, kind in kinds.items():
+            logger.info("%s: %s", subject.name, name)
+            with measured.part(f"{subject.name}: {name}"):
+                evaluation.outcomes[name] = kind.measure(subject)
     evaluation.predictions = subject.memo.get("answers", [])
     return evaluation
 

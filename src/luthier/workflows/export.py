@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ConfigError, ExportError, LuthierError, RunError
-from luthier.core.log import logger, progress
+from luthier.core.log import logger
 from luthier.core.paths import beside, sync_folder, write_whole
+from luthier.core.progress import parts
 from luthier.export.card import write_card
 from luthier.export.verify.report import Report
 from luthier.runs.store import is_run, slug
@@ -58,9 +59,10 @@ def export_model(config: RunConfig) -> list[Exported]:
             logger.info("%s is left out: %s", name, error)
     jobs = [(name, _target(config, name)) for name in forms if obstacles[name] is None]
     done: list[Exported] = []
-    for name, target in jobs:
-        progress(len(done), len(jobs), f"writing {name}, then reading it back")
-        done.append(_export(config, name, target))
+    with parts(len(jobs)) as forms_done:
+        for name, target in jobs:
+            with forms_done.part():
+                done.append(_export(config, name, target))
     return done
 
 
@@ -94,11 +96,13 @@ def display_name(config: RunConfig) -> str:
 
 def _export(config: RunConfig, form: str, target: Path) -> Exported:
     done = Exported(form, target)
-    with _folder(target) as (folder, workplace):
-        written = FORMS_OF_EXPORT[form].write(config, folder, workplace, display_name(config))
+    with _folder(target) as (folder, workplace), parts(1 + config.export.export_verify) as steps:
+        with steps.part(f"writing {form}"):
+            written = FORMS_OF_EXPORT[form].write(config, folder, workplace, display_name(config))
         done.notes += written.notes
         if config.export.export_verify:
-            done.reports += written.verify()
+            with steps.part(f"reading {form} back"):
+                done.reports += written.verify()
             write_whole(folder / REPORT, _as_json(done.reports))
         write_card(folder, config, display_name(config), form, reports=done.reports, notes=done.notes)
         failed = [report for report in done.reports if report.failed]

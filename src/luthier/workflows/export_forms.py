@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.schema import RunConfig
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.log import logger
+from luthier.core.progress import following
 from luthier.export.gguf import (
     FORMS,
     adapter_obstacle,
@@ -124,7 +125,7 @@ def _write_gguf(config: RunConfig, folder: Path, workplace: Path, name: str) -> 
     source = source_of(config, workplace, name)
     files = _gguf_files(config, source, folder, workplace, config.export.export_quantize)
     base = _base_source(config)
-    return Written(lambda: [verify_gguf(file, source, base=base) for file in files])
+    return Written(lambda: [verify_gguf(file, source, base=base) for file in following(files)])
 
 
 def _gguf_files(config: RunConfig, source: Source, folder: Path, workplace: Path, forms: Sequence[str]) -> list[Path]:
@@ -132,7 +133,7 @@ def _gguf_files(config: RunConfig, source: Source, folder: Path, workplace: Path
     made: list[Path] = []
     imatrix = None if config.export.export_imatrix is None else Path(config.export.export_imatrix).expanduser()
     whole: Path | None = None
-    for asked in forms:
+    for asked in following(forms):
         form = form_of(asked)
         file = folder / f"{source.name}-{form.name.upper()}.gguf"
         if form.maker == "here":
@@ -191,7 +192,8 @@ def _write_ollama(config: RunConfig, folder: Path, workplace: Path, name: str) -
         context=min(config.data.cutoff_len, context_length(source.facts)),
     )
     base = _base_source(config)
-    return Written(lambda: [verify_gguf(file, source, base=base), verify_ollama(folder, source)], notes)
+    verify = (lambda: verify_gguf(file, source, base=base), lambda: verify_ollama(folder, source))
+    return Written(lambda: [each() for each in following(verify)], notes)
 
 
 FORMS_OF_EXPORT = {

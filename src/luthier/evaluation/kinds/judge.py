@@ -17,15 +17,16 @@ from pydantic import Field
 from luthier.config.parts import make
 from luthier.core.errors import ConfigError
 from luthier.core.log import first_line
+from luthier.core.progress import within
 from luthier.evaluation.answers import answer
-from luthier.evaluation.kind import KINDS, Outcome, Task
+from luthier.evaluation.kind import KINDS, Line, Outcome, Task
 from luthier.evaluation.measure import mean, measured, share
 from luthier.evaluation.rows import need_rows
 from luthier.rewards.endpoint import ask
 
 if TYPE_CHECKING:
     from luthier.evaluation.answers import Prediction
-    from luthier.evaluation.kind import Evaluation, Line
+    from luthier.evaluation.kind import Evaluation
     from luthier.evaluation.subject import Subject
 
 PROMPT = """You compare two answers to one question. Judge whether they are right, complete and clear; length alone and
@@ -101,7 +102,10 @@ class JudgeKind:
         before = {p.origin: p for p in reference.predictions}
         pairs = [(p, before[p.origin]) for p in candidate.predictions if p.origin in before]
         with ThreadPoolExecutor(self.judge.parallel) as pool:
-            lines = list(pool.map(lambda pair: self._judged(*pair), pairs))
+            lines = list[Line]()
+            for line in pool.map(lambda pair: self._judged(*pair), pairs):
+                lines.append(line)
+                within(len(lines), len(pairs))
         judged = [line for line in lines if line["score"] is not None]
         notes: list[str] = []
         if failed := [line for line in lines if line["score"] is None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from luthier.core.errors import ConfigError
+from luthier.core.progress import within
 from luthier.evaluation.kind import KINDS, Outcome, Task
 from luthier.evaluation.measure import measured, ratio, unique
 from luthier.evaluation.rows import need_rows
@@ -66,6 +67,7 @@ def losses(subject: Subject, rows: HeldOut) -> tuple[list[str], np.ndarray, np.n
     policy, device = subject.policy, subject.model.device
     losses_U, weights_U = np.zeros(len(units)), np.zeros(len(units))
     per_batch = rows.config.train.per_device_eval_batch_size
+    done = 0
     for batch in plan_batches([len(unit) for unit in units], per_batch, None):
         packed = pack([units[i] for i in batch]).to(device)
         with torch.no_grad():
@@ -74,4 +76,6 @@ def losses(subject: Subject, rows: HeldOut) -> tuple[list[str], np.ndarray, np.n
         unit_of_S = np.repeat(batch, [len(units[i]) for i in batch])
         for sums_U, x_N in ((losses_U, -logp_N * packed.weight), (weights_U, packed.weight)):
             np.add.at(sums_U, unit_of_S, packed.sum_by_segment(x_N.double()).cpu().numpy())
+        done += len(batch)
+        within(done, len(units))
     return unique(origins), losses_U, weights_U

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ConfigError, RunError
 from luthier.core.paths import replacing, sync_folder
+from luthier.core.progress import following
 from luthier.export.gguf.architectures import ARCHITECTURES
 from luthier.export.gguf.forms import encode, form_of, stored_form
 from luthier.export.gguf.metadata import model_metadata
@@ -74,7 +75,7 @@ def _fill(writer: GGUFWriter, path: Path, tensors: list[Planned], form: str) -> 
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in tensors:
+    for tensor in following(tensors):
         writer.write_tensor_data(encode(tensor.read(), stored_form(tensor.name, tensor.shape, form)))
     writer.flush()
     for file in writer.fout or []:

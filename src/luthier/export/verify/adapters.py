@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.core.progress import following, parts
 from luthier.export.gguf import planned
 from luthier.export.source import Source, Weight, file_weights
 from luthier.export.verify.container import Container, check_container, check_reread
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@parts(3)
 def verify_adapter(folder: Path, *, trained: Path, base: str) -> Report:
     """Hold an adapter folder against the one that training wrote; `base`: folder or hub name of the model below."""
     files, weights = check_files(folder, "adapter_model")
@@ -77,6 +79,7 @@ def check_opens(folder: Path, weights: dict[str, Weight], base: str) -> Check:
 # ---- GGUF
 
 
+@parts(3)
 def verify_gguf_adapter(path: Path, trained: Path, base: Source) -> Report:
     """Hold a GGUF adapter against peft's folder that it was made from, and the model that it is for."""
     check, container = check_container(path)
@@ -109,7 +112,7 @@ def check_changes(container: Container, trained: Path, base: Source) -> Check:
     if missing:
         return Check("weights", False, f"{missing[0]} is changed by only one of the two", limit)
     alpha, worst, worst_name = container.get("adapter.lora.alpha"), 0.0, ""
-    for name in sorted(touched):
+    for name in following(sorted(touched)):
         a_RI, b_OR = (_whole(container, f"{name}.lora_{half}") for half in "ab")
         wanted = plan[name].read()
         gap = float((alpha / a_RI.shape[0] * b_OR @ a_RI - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.log import printable
+from luthier.core.progress import parts
 from luthier.export.verify.reference import require_memory
 from luthier.export.verify.report import Check, Report, guarded, not_done
 from luthier.export.verify.shards import check_files, check_weights
@@ -36,6 +37,7 @@ LogitsOf = Callable[[list[list[int]]], list[Tensor]]
 """Prompts of ids -> logits behind each id, [N, V] for each prompt."""
 
 
+@parts(5)
 def verify_merged(folder: Path, *, logits_of: LogitsOf | None, source: Source) -> Report:
     """Hold a merged folder against the model with its adapter on; `logits_of` None: that cannot be asked."""
     files, weights = check_files(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from luthier.core.progress import parts
 from luthier.export.gguf import planned
 from luthier.export.verify.chats import Case, Chats, chat_prompts
 from luthier.export.verify.container import Container, check_container, check_reread
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     from luthier.core.types import Message
     from luthier.export.source import Source
 
+NUM_CHECKS = 15
+"""Of a file that has a source; the rows that the distance is measured on are one."""
 
+
+@parts(NUM_CHECKS)
 def verify_gguf(
     path: Path, source: Source, *, prompts: Sequence[Sequence[Message] | str] | None = None, base: Source | None = None
 ) -> Report:
@@ -222,7 +227,7 @@ def _measure(path: Path, reference: Reference, rows: list[Row], gap: Gap) -> Che
     missing = obstacle("logits")
     if missing:
         return not_done("distance", missing)
-    with Llama(path, "logits") as model:
+    with Llama(path, "logits") as model, parts(len(rows)):
         for row in rows:
             done = guarded("distance", "", lambda row=row: gap.take(reference.logits(row.ids, row.skipped), model, row))
             if not done.passed:

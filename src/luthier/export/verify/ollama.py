@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.core.progress import parts
 from luthier.export.ollama import MODELFILE, stop_tokens
 from luthier.export.ollama_template import MUST, compare
 from luthier.export.verify.chats import Chats
@@ -84,6 +85,7 @@ def _unquoted(text: str) -> str | None:
     return text
 
 
+@parts(3)
 def verify_ollama(folder: Path, source: Source) -> Report:
     """Hold an Ollama folder against the model that it was made from."""
     limit = "Ollama can read it"

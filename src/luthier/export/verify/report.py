@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from luthier.core.errors import DependencyError
 from luthier.core.log import first_line
+from luthier.core.progress import one_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def not_done(name: str, reason: str, limit: str = "") -> Check:
 def guarded(name: str, limit: str, check: Callable[[], Check]) -> Check:
     """Make a check; a missing package or too little memory makes it "not done"; what else breaks it is its failure."""
     try:
-        return check()
+        with one_part():
+            return check()
     except (DependencyError, MemoryError) as error:
         return not_done(name, str(error), limit)
     except Exception as error:  # noqa: BLE001  a damaged file may break any library in any way

@@ -10,6 +10,7 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.core.log import printable
+from luthier.core.progress import following
 from luthier.export.source import Weight, file_weights
 from luthier.export.verify.report import Check
 from luthier.models.inspect import check_safetensors
@@ -72,7 +73,7 @@ def check_weights(
     first = next((f"{listed[0]} {said}" for said, listed in faults.items() if listed), None)
     if first is not None:
         return Check("weights", False, first, limit, numbers)
-    off = {name: _roundings(weights[name].read(), wanted[name].read()) for name in names}
+    off = {name: _roundings(weights[name].read(), wanted[name].read()) for name in following(names)}
     wrong = [name for name, steps in off.items() if not steps <= 1]
     worst = max(off, key=lambda name: off[name]) if off else ""
     numbers |= {"too_far": len(wrong), "worst_roundings": off.get(worst, 0.0)}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.core.progress import following
 from luthier.export.verify.container import Container, Stored, read_bytes
 from luthier.export.verify.report import Check, not_done
 
@@ -150,7 +151,7 @@ def check_values(container: Container, planned: Sequence[Planned]) -> Check:
     numbers: dict[str, float] = {}
     wrong: list[tuple[float, str]] = []
     not_finite: list[str] = []
-    for each in planned:
+    for each in following(planned):
         stored = container.tensors.get(each.name)
         if stored is None or prod(stored.shape) != prod(each.shape):
             continue  # said by check_names
@@ -215,7 +216,7 @@ def check_moved(container: Container, planned: Sequence[Planned], base: Sequence
     limit = "at least half of what training changed is in the file; all of it is 1"
     before = {each.name: each for each in base}
     found = dict[str, Moved]()
-    for each in planned:
+    for each in following(planned):
         stored, old = container.tensors.get(each.name), before.get(each.name)
         if stored is not None and old is not None and tuple(old.shape) == tuple(each.shape):
             moved = _projection(container, stored, each.read(), old.read())
