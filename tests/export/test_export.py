@@ -87,7 +87,7 @@ def test_the_bar_moves_with_the_tensors_and_the_checks(
     (done,) = export_model(load_config(run / "config.yaml", settings).config)
     told = [each for each in told if each[1]]
     assert [share for share, _ in told] == sorted(share for share, _ in told), "it goes back"
-    written, read = shares(told, f"writing {form}"), shares(told, f"reading {form} back")
+    written, read = shares(told, f"writing {form} files"), shares(told, f"reading {form} back")
     assert len(written) >= TENSORS
     assert len(read) >= TENSORS + 4, "each tensor that is read back, and checks beside"
     assert (written[0], read[0]) == (0.0, 0.5)

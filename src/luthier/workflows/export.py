@@ -97,7 +97,7 @@ def display_name(config: RunConfig) -> str:
 def _export(config: RunConfig, form: str, target: Path) -> Exported:
     done = Exported(form, target)
     with _folder(target) as (folder, workplace), parts(1 + config.export.export_verify) as steps:
-        with steps.part(f"writing {form}"):
+        with steps.part(f"writing {form} files"):
             written = FORMS_OF_EXPORT[form].write(config, folder, workplace, display_name(config))
         done.notes += written.notes
         if config.export.export_verify:
