@@ -22,6 +22,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "luthier"
 CATALOGUES = SOURCE / "server" / "ui" / "words" / "messages"
 NOT_ON_THE_PAGE = {"facade", "api", "chat_templates"}
+OTHERS = "libraries"
+"""The catalogue of what libraries say."""
 PLACE = "\0"
 DEEPEST = 12
 NAMED = {
@@ -438,7 +440,7 @@ def main() -> None:
         told = {each: [text for text in needed().get(each, []) if text not in everywhere] for each in chosen}
         print(json.dumps(told, ensure_ascii=False, indent=1))
     if asked.left_over:
-        left = {package: list(filter(is_left_over, entries)) for package, entries in known.items()}
+        left = {package: list(filter(is_left_over, entries)) for package, entries in known.items() if package != OTHERS}
         print(json.dumps({package: texts for package, texts in left.items() if texts}, ensure_ascii=False, indent=1))
     if asked.sort:
         for package, entries in known.items():

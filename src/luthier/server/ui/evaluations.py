@@ -13,6 +13,7 @@ from luthier.core.masking import mask
 from luthier.runs.store import read_lines
 from luthier.runs.trash import is_one_name
 from luthier.server.ui.failures import missing
+from luthier.server.ui.said import said_within
 from luthier.server.ui.shapes.runs import ChangedItem, EvaluationList
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from luthier.server.ui.state import State
 
 MOST_ITEMS = 200
+NOTED = frozenset({"notes", "error"})
+"""Parts of an evaluation that are for people."""
 MOST_CHARACTERS = 20_000
 """Of one text of an item."""
 
@@ -31,7 +34,7 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/evaluations", summary="Evaluations of a run, newest first")
     def evaluations(id: str) -> EvaluationList:
-        return EvaluationList(evaluations=evaluations_of(state.roots.run(id)))
+        return EvaluationList(evaluations=said_within(evaluations_of(state.roots.run(id)), NOTED))
 
     @router.get("/runs/{id}/evaluations/{name}/items", summary="Items that changed most, in both directions")
     def items(id: str, name: str, limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20) -> list[ChangedItem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -10,11 +11,12 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from luthier.server.ui.failures import Refused
 from luthier.server.ui.roots import open_below
 from luthier.server.ui.run_detail import folder_of
+from luthier.server.ui.said import REPORTED, said_within
 from luthier.server.ui.shapes.runs import FileEntry
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_FILES = 5000
 PART_BYTES = 256 << 10
+REPORT, LARGEST_REPORT_BYTES = "verify.json", 4 << 20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -44,6 +47,8 @@ def routes(state: State) -> APIRouter:
     @router.get("/runs/{id}/files/{path:path}", summary="Download a file", response_class=Response)
     async def download(id: str, path: str, request: Request) -> Response:
         descriptor = await run_in_threadpool(_open, state, id, path)
+        if path.endswith(REPORT) and request.headers.get("accept") == "application/json":
+            return await run_in_threadpool(_report, os.fdopen(descriptor, "rb"))
         return _reply(os.fdopen(descriptor, "rb"), path, request.headers.get("range", ""))
 
     return router
@@ -73,6 +78,16 @@ def list_files(folder: int) -> list[FileEntry]:
         if len(found) >= MOST_FILES:
             break
     return sorted(found[:MOST_FILES], key=lambda each: each.path)
+
+
+def _report(file: BinaryIO) -> Response:
+    """Return what a verification found, in the language of the request. Raises Refused for a damaged one."""
+    with file:
+        text = file.read(LARGEST_REPORT_BYTES)
+    try:
+        return JSONResponse(said_within(json.loads(text), REPORTED))
+    except ValueError as error:
+        raise Refused(422, "file_damaged", f"{REPORT} is missing or damaged") from error
 
 
 def _reply(file: BinaryIO, path: str, asked: str) -> Response:

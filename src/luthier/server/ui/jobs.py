@@ -12,7 +12,7 @@ from luthier.core.masking import mask, mask_text
 from luthier.runs.logs import read_part
 from luthier.server.ui.failures import Refused
 from luthier.server.ui.job_specs import spec_of
-from luthier.server.ui.said import said_within
+from luthier.server.ui.said import CHECKED, said_within
 from luthier.server.ui.shapes.jobs import Job, JobAction, Jobs, NewJob, QueueChange
 from luthier.server.ui.shapes.runs import LogPart
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _STATUS = {"job_missing": 404, "job_conflict": 409, "job_state": 409, "job_tries": 409, "queue_busy": 503}
 """Code of an error -> status of the reply, where it is not the caller's mistake alone."""
-
-CHECKED = frozenset({"found", "limit", "message"})
-"""Parts of a result that are for people, such as those of a check of an export."""
 
 
 def job_of(view: JobView) -> Job:

@@ -7,10 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.core.log import printable
 from luthier.server.ui.failures import Refused
+from luthier.server.ui.said import said, said_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,6 +22,8 @@ LOOK_SECONDS = 2.0
 CONNECT_SECONDS = 5.0
 LEFT = 499
 """Status of a reply that nobody reads: whoever asked has gone."""
+SAID = frozenset({"message"})
+"""Parts of an error that are for people."""
 PASSED_ON = ("content-type", "retry-after", "x-should-retry", "x-request-id", "x-luthier-ignored")
 
 
@@ -68,7 +71,25 @@ async def forward(client: httpx.AsyncClient, address: str, headers: dict[str, st
         if not sending.done():
             sending.cancel()
     kept = {name: value for name, value in reply.headers.items() if name in PASSED_ON}
+    if reply.is_error:
+        return await _refusal(reply, kept)
     return StreamingResponse(_bytes(reply), reply.status_code, {**kept, "cache-control": "no-store"})
+
+
+async def _refusal(reply: httpx.Response, kept: dict[str, str]) -> Response:
+    """Return a reply that is no success, what it says in the language of the request."""
+    try:
+        text = await reply.aread()
+    except httpx.HTTPError as error:
+        raise Refused(503, "serving_away", f"the model does not answer: {printable(error, 200)}") from error
+    finally:
+        await reply.aclose()
+    try:
+        body: Any = said_within(json.loads(text), SAID)
+    except ValueError:
+        return Response(text, reply.status_code, {**kept, "cache-control": "no-store"})
+    kept.pop("content-type", None)
+    return JSONResponse(body, reply.status_code, {**kept, "cache-control": "no-store"})
 
 
 async def _left(request: Request) -> None:
@@ -88,6 +109,7 @@ async def _bytes(reply: httpx.Response) -> AsyncGenerator[bytes]:
 
 def _broken(error: Exception) -> bytes:
     """Return what tells a reader of events that the answer is not whole."""
-    said = {"message": f"the model ended in the middle: {printable(error, 200)}", "type": "server_error",
+    message = said(f"the model ended in the middle: {printable(error, 200)}")
+    told = {"message": message, "type": "server_error",
             "param": None, "code": "serving_away"}  # fmt: skip
-    return f"data: {json.dumps({'error': said})}\n\n".encode()
+    return f"data: {json.dumps({'error': told})}\n\n".encode()

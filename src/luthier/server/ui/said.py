@@ -69,14 +69,19 @@ def said(text: str, language: Language | None = None) -> str:
     return _in_chinese(text)
 
 
-def said_within(value: Any, keys: frozenset[str]) -> Any:
-    """Return plain data, its texts under `keys` in the language of the request."""
+CHECKED = frozenset({"found", "limit", "message", "notes"})
+"""Parts of what a command printed that are for people, such as those of a check of an export."""
+REPORTED = CHECKED | {"name"}
+"""Parts of a report of checks."""
+
+
+def said_within(value: Any, keys: frozenset[str], *, here: bool = False) -> Any:
+    """Return plain data, its texts under `keys` in the language of the request. `here`: it stands under one itself."""
     if isinstance(value, dict):
-        return {
-            key: said(each) if key in keys and isinstance(each, str) else said_within(each, keys)
-            for key, each in value.items()
-        }
-    return [said_within(each, keys) for each in value] if isinstance(value, list) else value
+        return {key: said_within(each, keys, here=key in keys) for key, each in value.items()}
+    if isinstance(value, list):
+        return [said_within(each, keys, here=here) for each in value]
+    return said(value) if here and isinstance(value, str) else value
 
 
 Said = Annotated[str, PlainSerializer(said, return_type=str, when_used="json")]

@@ -22,6 +22,8 @@ interface Options {
   query?: Query;
   body?: unknown;
   signal?: AbortSignal;
+  /** A file that holds a report is translated where it is asked for as this, and not where it is downloaded. */
+  accept?: "application/json";
 }
 
 /** Path below /api with its query; what is null or undefined is left out. */
@@ -35,7 +37,7 @@ export function address(path: string, query: Query = {}): string {
 export const session = { ended: () => {} };
 
 export async function request<T>(method: string, path: string, options: Options = {}): Promise<T> {
-  const reply = await send(method, path, options);
+  const reply = await send(method, path, { ...options, accept: "application/json" });
   return (await reply.json()) as T;
 }
 
@@ -55,6 +57,7 @@ export const accepted = (): string => (language.now === "zh" ? "zh-CN" : "en");
 export async function send(method: string, path: string, options: Options = {}): Promise<Response> {
   const headers: Record<string, string> = {
     "Accept-Language": accepted(),
+    ...(options.accept && { Accept: options.accept }),
     ...(method !== "GET" && { "X-Luthier": "1" }),
   };
   if (options.body !== undefined) headers["Content-Type"] = "application/json";

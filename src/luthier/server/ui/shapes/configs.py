@@ -94,7 +94,7 @@ class Preset(Shape):
 class EstimatePart(Shape):
     """One part of the memory."""
 
-    name: str
+    name: Said
     bytes: int
 
 
