@@ -259,3 +259,54 @@ def test_a_job_that_waits_says_why_in_chinese(tmp_path: Path) -> None:
         assert made.json()["reason"] == "队列已暂停"
         assert made.json()["name"] == "the queue is held"
         assert page.http.get("/api/jobs/audit-0001").json()["reason"] == "the queue is held"
+
+
+def test_a_report_is_translated_where_it_is_read_and_not_where_it_is_downloaded(tmp_path: Path) -> None:
+    report = [
+        {"subject": "model", "checks": [{"name": "tokenizer", "found": "found nothing", "limit": "", "numbers": {}}]}
+    ]
+    report[0]["checks"][0]["limit"] = "the queue is held"
+    with asking(tmp_path) as page:
+        folder = tmp_path / "runs/violin/export/merged"
+        folder.mkdir(parents=True)
+        (tmp_path / "runs/violin/status.json").write_text("{}")
+        (folder / "verify.json").write_text(json.dumps(report))
+        path = "/api/runs/violin/files/export/merged/verify.json"
+        read = page.http.get(path, headers={**CHINESE, "Accept": "application/json"}).json()
+        loaded = page.http.get(path, headers=CHINESE)
+        (folder / "verify.json").write_text("[{")
+        damaged = page.http.get(path, headers={"Accept": "application/json"})
+    assert read[0]["checks"][0]["limit"] == "队列已暂停"
+    assert read[0]["checks"][0]["name"] == "分词器"
+    assert read[0]["subject"] == "model"
+    assert loaded.json() == report
+    assert "attachment" in loaded.headers["content-disposition"]
+    assert damaged.status_code == 422
+
+
+def test_what_the_doctor_found_is_said_in_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.server.ui import machine
+    from luthier.server.ui.shapes.common import Check
+
+    found = [Check(level="note", what="GPU", found="none that torch can use", remedy="training runs on the processor"),
+             Check(level="good", what="disk", found="12 GB free in /runs of mine")]  # fmt: skip
+    monkeypatch.setattr(machine, "_ask_doctor", lambda: found)
+    with asking(tmp_path) as page:
+        chinese = page.http.get("/api/doctor", headers=CHINESE).json()["checks"]
+        english = page.http.get("/api/doctor").json()["checks"]
+    assert [each["found"] for each in chinese] == ["没有 torch 可用的", "/runs of mine 剩余 12 GB"]
+    assert chinese[0]["remedy"] == "训练在 CPU 上进行"
+    assert [each["found"] for each in english] == ["none that torch can use", "12 GB free in /runs of mine"]
+
+
+def test_every_rule_about_metrics_is_said_whole() -> None:
+    """A finding is a metric, what was seen, what it means and what to do, each by itself."""
+    from luthier.runs.health import RULES, Finding
+
+    seen = ("is 0.7 (healthy: at most 0.5)", "went from 2 to 2.1 in 50 steps", "is 12.3 nats an answer")
+    for rule in RULES:
+        for each in seen:
+            text = str(Finding(rule.level, rule.metric, each, rule.means, rule.do))
+            told = said(text, "zh")
+            assert told.endswith(f" {said(each, 'zh')}：{messages()[rule.means]}；{messages()[rule.do]}"), told
+            assert told.startswith((rule.metric, messages().get(rule.metric, rule.metric))), told

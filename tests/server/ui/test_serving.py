@@ -105,6 +105,11 @@ def test_streams(page: Page) -> None:
 def test_refusals_of_the_model_are_handed_on(page: Page) -> None:
     assert ask(page, 404, model="other").json()["error"]["code"]
     assert ask(page, 400, temperature="hot").json()["error"]["param"] == "temperature"
+    body = {"model": "<b>{0}", "messages": [{"role": "user", "content": "hello"}]}
+    asked = {"Accept-Language": "zh-CN"}
+    reply = page.http.post("/api/serving/job-at-work/v1/chat/completions", json=body, headers=asked)
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"] == "这里没有模型 '<b>{0}'；现有：tiny"
 
 
 def test_who_does_not_serve(page: Page, tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ class _Saying:
             return text  # what a user wrote
         return self._of(text, depth + 1)
 
+    def _before(self, text: str, depth: int) -> str:
+        return self._of(text, depth + 1) if " " in text else text  # a single word is a name there
+
     def _apart(self, text: str, depth: int) -> str | None:
         """Return a text whose end or beginning one template makes, with the rest of it; None where there is none."""
         row = _ROW.match(text)
@@ -162,7 +165,7 @@ class _Saying:
             for start, joint in ((begin, ""), (end, _MARKS.get(mark, mark))):
                 tail = self._made(text[start:], depth + 1) if start and self._left > 0 else None
                 if tail is not None:
-                    return self._of(text[:begin], depth + 1) + joint + tail
+                    return self._before(text[:begin], depth) + joint + tail
         for begin, end, mark in reversed(cuts):
             head = self._made(text[:begin], depth + 1) if begin and self._left > 0 else None
             if head is not None:
