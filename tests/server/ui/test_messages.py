@@ -16,7 +16,9 @@ import yaml
 from asking import asking
 from pydantic_core._pydantic_core import list_all_errors
 
+from luthier.runs.health import RULES, Finding
 from luthier.server.ui.catalogue import messages
+from luthier.server.ui.run_detail import _found
 from luthier.server.ui.said import language_of, said, said_within, speaking
 
 ROOT = Path(__file__).parents[3]
@@ -301,12 +303,11 @@ def test_what_the_doctor_found_is_said_in_chinese(tmp_path: Path, monkeypatch: p
 
 def test_every_rule_about_metrics_is_said_whole() -> None:
     """A finding is a metric, what was seen, what it means and what to do, each by itself."""
-    from luthier.runs.health import RULES, Finding
-
     seen = ("is 0.7 (healthy: at most 0.5)", "went from 2 to 2.1 in 50 steps", "is 12.3 nats an answer")
     for rule in RULES:
         for each in seen:
-            text = str(Finding(rule.level, rule.metric, each, rule.means, rule.do))
-            told = said(text, "zh")
-            assert told.endswith(f" {said(each, 'zh')}：{messages()[rule.means]}；{messages()[rule.do]}"), told
-            assert told.startswith((rule.metric, messages().get(rule.metric, rule.metric))), told
+            parts = {"level": rule.level, "metric": rule.metric, "seen": each, "means": rule.means, "do": rule.do}
+            assert _found(parts).text == str(Finding(**parts))
+            with speaking("zh"):
+                told = _found(parts).text
+            assert told == f"{rule.metric} {said(each, 'zh')}：{messages()[rule.means]}；{messages()[rule.do]}"

@@ -15,6 +15,7 @@ from luthier.runs.process import Identity
 from luthier.runs.store import checkpoint_step, list_checkpoints, read_status
 from luthier.runs.trash import is_one_name, sizes_below
 from luthier.server.ui.failures import missing
+from luthier.server.ui.said import said, said_of
 from luthier.server.ui.shapes.runs import Checkpoint, Finding, RunDetail, RunRow
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _of_folder(run: Path, row: RunRow, job: JobView | None, caches: Caches) -> d
         **_config(_read_text(run / "config.yaml")),
         "checkpoints": points,
         "metrics": caches.curves(run).names,
-        "diagnosis": [Finding.model_validate(each) for each in caches.findings(run)],
+        "diagnosis": [_found(each) for each in caches.findings(run)],
         "reason": mask_text(reason_of(status, row.state, job)),
         "log_tail": _tail(run, job) if row.state in ENDED_BADLY else [],
         "resumable": not blocker,
@@ -136,6 +137,12 @@ def _of_folder(run: Path, row: RunRow, job: JobView | None, caches: Caches) -> d
         "evaluations": len(list_results(run)),
         "exports": sorted(each.name for each in exports.iterdir()) if exports.is_dir() else [],
     }
+
+
+def _found(finding: dict[str, Any]) -> Finding:
+    parts = (said(finding[key]) for key in ("seen", "means", "do"))
+    told = said_of("{} {}: {}; {}", finding["metric"], *parts)
+    return Finding(level=finding["level"], metric=finding["metric"], text=told)
 
 
 def _config(text: str) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def said_within(value: Any, keys: frozenset[str], *, here: bool = False) -> Any:
     return said(value) if here and isinstance(value, str) else value
 
 
+def said_of(template: str, *parts: str) -> str:
+    """Return a template in the language of the request, filled with parts as they are."""
+    return (template if _language.get() == "en" else catalogue().entries[template]).format(*parts)
+
+
 Said = Annotated[str, PlainSerializer(said, return_type=str, when_used="json")]
 """A text for people: leaves in the language of the request."""
 
@@ -111,22 +116,17 @@ class _Saying:
         return self._made(text, depth) or self._apart(text, depth) or self._made(text, depth, loose=True) or text
 
     def _made(self, text: str, depth: int, *, loose: bool = False) -> str | None:
-        """Return a text that one template makes, best one whose places hold nothing unknown; None where none does."""
+        """Return a text that one template makes, the one that says most; None where there is none."""
         self._left -= len(text)
-        likely: str | None = None
         torn: tuple[Entry, list[str]] | None = None
         for entry in self._known.likely(text):
             places = entry.places(text) if entry.is_loose == loose else None
             if places is None or (entry.is_short and any(map(self._is_strange, places))):
                 continue
-            if entry.is_torn(places):
-                torn = torn or (entry, places)
-                continue
-            told = self._filled(entry, places, depth)
-            if not any(" " in QUOTED.sub("", place) and place in told for place in places):
-                return told
-            likely = likely or told
-        return likely or (self._filled(*torn, depth) if torn else None)
+            if not entry.is_torn(places):
+                return self._filled(entry, places, depth)
+            torn = torn or (entry, places)
+        return self._filled(*torn, depth) if torn else None
 
     def _filled(self, entry: Entry, places: list[str], depth: int) -> str:
         return "".join(

@@ -73,7 +73,7 @@ class Finding(Shape):
 
     level: Literal["warning", "note"]
     metric: str
-    text: Said
+    text: str
 
 
 class RunDetail(RunRow):
