@@ -1,6 +1,7 @@
 """Files as people have them: what is read, and what is said of what cannot be."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from helpers import byte_tokenizer
 from luthier.config.schema import DataConfig
 from luthier.core.errors import DataError
 from luthier.data.prepare import Preparer, prepare
-from luthier.data.sources import find_sources, read_rows
+from luthier.data.sources import Source, find_sources, read_rows
 from luthier.data.template import ChatTemplate
 
 GOOD = {"instruction": "你好 🙂", "input": "", "output": "hi"}
@@ -124,6 +125,24 @@ def test_a_file_ends_where_its_last_line_does(cut: str) -> None:
     Path("rows.jsonl").write_text('{"instruction": x, "output": "y"}')
     (whole,) = audit("rows.jsonl")[1].errors()
     assert "ends inside" not in whole.message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+def test_a_line_of_any_length_is_not_held_in_memory(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.data.sources.LARGEST_LINE_BYTES", 4_000_000)
+    path = Path(f"rows.{suffix}")
+    with path.open("wb") as file:
+        file.write(as_text([GOOD]).encode())
+        file.seek(200_000_000)
+        file.write(b"\n" + as_text([GOOD]).encode())
+    tracemalloc.start()
+    rows = list(read_rows(Source(name="x", path=path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [row.where for row in rows] == [f"{path}:{line}" for line in (1, 2, 3)]
+    assert [row.value is None for row in rows] == [False, True, False]
+    assert str(rows[1].finding).startswith(f"{path}:2 a line of more than 4000000 bytes; one row a line is expected")
+    assert peak < 20_000_000
 
 
 def test_not_utf8_names_line_byte_and_guess() -> None:

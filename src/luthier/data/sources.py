@@ -20,9 +20,13 @@ from luthier.core.hub import look_for_hub
 from luthier.core.log import printable
 from luthier.core.registry import did_you_mean
 from luthier.data.registry_file import ONLINE, Shelf, check_entry, open_shelf
+from luthier.data.row_scan import PART_BYTES
 
 if TYPE_CHECKING:
     from luthier.config.schema import DataConfig
+
+LARGEST_LINE_BYTES = 1 << 30
+"""A longer line is no row, and is not held in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +185,27 @@ def _guess(raw: bytes) -> str | None:
     return None
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:  # bytes split at \n only; text mode would also split at U+2028 inside strings
-        for number, raw in enumerate(lines, 1):
+def _lines(path: Path) -> Iterator[tuple[str, bytes | Row]]:
+    """Yield the place of each line, and the line with its end; of one that is too large, the row that says so."""
+    with path.open("rb") as file:  # bytes split at \n only; text mode would also split at U+2028 inside strings
+        number = 0
+        while raw := file.readline(LARGEST_LINE_BYTES + 1):
+            number += 1
             where = f"{path}:{number}"
-            if not raw.strip():
+            if len(raw) <= LARGEST_LINE_BYTES:
+                yield where, raw
                 continue
+            while not raw.endswith(b"\n") and (raw := file.readline(PART_BYTES)):
+                pass
+            yield where, _bad(where, "too_large", f"a line of more than {LARGEST_LINE_BYTES} bytes; one row a line "
+                              "is expected: are there line breaks between the rows?")  # fmt: skip
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for where, raw in _lines(path):
+        if isinstance(raw, Row):
+            yield raw
+        elif raw.strip():
             text = _decoded(raw.rstrip(b"\r\n"), where)
             yield text if isinstance(text, Row) else _json_row(text, where, _ENDS[raw.endswith(b"\n")])
 
@@ -300,13 +319,12 @@ def _table(path: Path) -> Iterator[Row]:
 
 
 def _txt(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            text = _decoded(raw.rstrip(b"\r\n"), f"{path}:{number}")
-            if isinstance(text, Row):
-                yield text
-            elif text.strip():
-                yield Row(f"{path}:{number}", {"text": text})
+    for where, raw in _lines(path):
+        text = raw if isinstance(raw, Row) else _decoded(raw.rstrip(b"\r\n"), where)
+        if isinstance(text, Row):
+            yield text
+        elif text.strip():
+            yield Row(where, {"text": text})
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
