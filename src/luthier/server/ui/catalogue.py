@@ -23,7 +23,7 @@ FEW_LETTERS, SHORT_LETTERS = 8, 5
 WORD = re.compile(r"[A-Za-z]+")
 QUOTED = re.compile(r"(?<!\w)'.*?'(?!\w)")
 """What a user wrote, as messages quote it."""
-BETWEEN = re.compile(r"; |: |, |\. | \(|\n")
+BETWEEN = re.compile(r"; |: |, |\. | \(|(?<=\?) (?=[A-Z])")
 """Where one message may follow another."""
 _PLACE = re.compile(r"\{(\d*)(?::(word|list))?\}")
 _WHERE, _WHERE_TOLD = re.compile(r"\{\}(:\{\})?: (?=[a-z`{])"), re.compile(r"\{\}(:\{\})?(: |\uff1a)")
@@ -119,7 +119,7 @@ def _cut(text: str, at: int, end: int) -> int:
     found = QUOTED.match(text, at, end) if end > 0 else None
     if found is not None:
         return found.end()
-    mark = BETWEEN.search(text, at, end) if end > 0 else None
+    mark = BETWEEN.search(text, at + 1, end) if end > 0 else None
     return end if mark is None else mark.start()
 
 

@@ -147,7 +147,7 @@ class _Saying:
             return "".join(_LISTED.get(part, known.get(part, part)) for part in _LISTS.split(text))
         if kind == "word" and text in known:
             return known[text]
-        if QUOTED.fullmatch(text) or " " not in text.strip():
+        if " " not in text.strip() or quoted(text) == [(0, len(text))]:
             return text  # what a user wrote
         return self._of(text, depth + 1)
 
