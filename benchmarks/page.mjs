@@ -22,7 +22,11 @@ const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
 async function opened(path, there) {
   const began = performance.now();
   await page.goto(`${origin}${path}`);
-  await page.locator(there).first().waitFor();
+  // Looked for at each frame: a locator looks every half second in the end.
+  await page.waitForFunction(
+    (place) => document.querySelector(place)?.getBoundingClientRect().width,
+    there,
+  );
   await page.evaluate(
     () => new Promise((done) => requestAnimationFrame(() => setTimeout(done))),
   );

@@ -201,6 +201,7 @@ def _by_columns(data: bytes, end: int) -> Block | None:
         if arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_null(kind)
     }
     chosen = of_kind(*KINDS) & ~np.isnan(columns["step"])
+    every = bool(chosen.all())
     block = Block(end, last_seq=int(np.nanmax(columns["seq"], initial=0)))
     after = columns["after"][of_kind("begin")] if "after" in columns else _empty()
     block.begins = [int(each) for each in after if not np.isnan(each)]
@@ -208,8 +209,9 @@ def _by_columns(data: bytes, end: int) -> Block | None:
     for name, values in columns.items():
         there = ~np.isnan(values)
         there[[place for place, missing in gaps.items() if name in missing]] = True
-        block.metrics[name] = values[chosen]
-        block.there[name] = None if there[chosen].all() else there[chosen]
+        block.metrics[name] = values if every else values[chosen]
+        held = there if every else there[chosen]
+        block.there[name] = None if held.all() else held
     return _placed(block, int(chosen.sum()))
 
 
