@@ -28,7 +28,7 @@ PLACE = "\0"
 DEEPEST = 12
 NAMED = {
     "reason", "message", "problem", "doing", "blocker", "remedy", "remedies", "damage", "notice", "notices", "notes",
-    "found", "lines", "broken", "about", "refused", "healthy", "means", "do", "what", "assumptions", "warning", "warnings",
+    "found", "lines", "broken", "basis", "about", "refused", "healthy", "means", "do", "what", "assumptions", "warning", "warnings",
 }  # fmt: skip
 """Arguments, attributes and keys whose texts are for people."""
 GATHERED = re.compile(r"notices?|remed(y|ies)|problems|mistakes|lines|warnings|reasons|wrong|found|said|checks?")
