@@ -1,11 +1,12 @@
 """What the server says is there in Chinese, and leaves in Chinese where that is asked for."""
 
-import importlib.util
+import importlib
 import inspect
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from json import decoder
 from pathlib import Path
 from types import ModuleType
@@ -28,19 +29,12 @@ ODD = ("'.*'", "'{0}{}'", "'<b>x</b>'", r"'\d+\\'", "'a; b: c (d'", "'e\u4e2df'"
 """What users may call something, as it stands in a message."""
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_messages", ROOT / "docs/make_messages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules["make_messages"] = found
-    spec.loader.exec_module(found)
-    return found
-
-
 @pytest.fixture(scope="module")
-def finder() -> ModuleType:
-    return tool()
+def finder() -> Iterator[ModuleType]:
+    """docs/make_messages.py, whose neighbour it imports."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    yield importlib.import_module("make_messages")
+    sys.path.remove(str(ROOT / "docs"))
 
 
 def catalogues() -> dict[str, dict[str, str]]:
