@@ -117,6 +117,25 @@ def test_damaged_table_is_refused(tmp_path: Path) -> None:
         _ = indexed(write(tmp_path / "x.parquet", b"PAR1 nothing")).total
 
 
+def test_a_search_in_a_table_reads_no_further_than_it_has_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"n": list(range(5000))})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=500)
+    with pyarrow.ipc.new_file(tmp_path / "x.arrow", table.schema) as file:
+        file.write(table.combine_chunks().to_batches()[0])
+    for name, most in (("x.parquet", 2), ("x.arrow", 1)):
+        found, portions = indexed(tmp_path / name), list[int]()
+        real = found.table()._portion
+        monkeypatch.setattr(
+            found.table(), "_portion", lambda at, real=real, seen=portions: (seen.append(at), real(at))[1]
+        )
+        assert found.find("7", 0, 2, 10.0) == ([7, 17], 18)
+        assert found.find("502", 0, 1, 10.0) == ([502], 503)
+        assert len(portions) <= 1 + most
+
+
 def test_search(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     write(path, jsonl(*MANY, {"a": "Straße 你好"}) + json.dumps({"a": "你好 escaped"}) + "\n")

@@ -155,7 +155,7 @@ class RowFile:
     def each(self, start: int, count: int) -> Iterator[StoredRow]:
         """Yield rows by their places, one at a time."""
         if self.path.suffix in TABLES:
-            for place, value in enumerate(self.table().rows(start, count), start):
+            for place, value in enumerate(self.table().each(start, count), start):
                 yield StoredRow(place + 1, value)
             return
         with self.open() as file:

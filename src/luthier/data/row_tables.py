@@ -6,10 +6,13 @@ import mmap
 import threading
 import weakref
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from luthier.core.errors import DataError
 from luthier.core.log import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROWS_AT_ONCE = 1024
 
@@ -28,16 +31,15 @@ class Table:
         """Return how many rows there are."""
         return self._starts[-1]
 
-    def rows(self, start: int, count: int) -> list[dict[str, Any]]:
-        """Return rows `start`, `start` + 1, ..., at most `count`."""
-        found: list[dict[str, Any]] = []
+    def each(self, start: int, count: int) -> Iterator[dict[str, Any]]:
+        """Yield rows `start`, `start` + 1, ..., at most `count`; few of them are in memory at a time."""
         end = min(start + count, self.num_rows)
-        while start + len(found) < end:
-            at = start + len(found)
+        while start < end:
             with self._lock:
-                first, portion = self._portion(at)
-            found += portion.slice(at - first, end - at).to_pylist()
-        return found
+                first, portion = self._portion(start)
+            rows = portion.slice(start - first, min(end - start, ROWS_AT_ONCE)).to_pylist()
+            start += len(rows)
+            yield from rows
 
     def _portion(self, place: int) -> tuple[int, Any]:
         """Return the portion that holds a row, and the place of its first row."""
