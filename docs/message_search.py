@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).parents[1] / "src" / "luthier"
 NOT_ON_THE_PAGE = {"facade", "api", "chat_templates"}
@@ -34,7 +35,7 @@ CALLED = {
 }
 """Functions and records that take them -> places of the arguments."""
 NO_MESSAGE = {"code", "field", "place", "headers", "kind", "param", "signal_number", "help"}
-OWN = {"RowError", "ApiError", "GoError", "ValueError", "TypeError", "OSError", "RuntimeError", "TimeoutError"}
+OWN = {"RowError", "ApiError", "GoError", "ValueError", "TypeError", "OSError", "RuntimeError", "TimeoutError", "Error"}
 """Errors beside the family whose texts are shown."""
 APART = {
     "kernels/attention.py", "data/chat_format.py", "data/chinese_chats.py", "data/family_chats.py", "data/template_names.py",
@@ -90,7 +91,7 @@ class Search:
         self._learn_errors()
 
     def _learn(self, module: Module) -> None:
-        def visit(node: ast.AST, function: ast.AST | None, owner: ast.ClassDef | None) -> None:
+        def visit(node: Any, function: Any | None, owner: ast.ClassDef | None) -> None:
             self.home[id(node)] = (module, function, owner)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 module.functions.setdefault(node.name, []).append(node)
@@ -103,7 +104,8 @@ class Search:
                 visit(child, inner, owner)
 
         visit(module.tree, None, None)
-        for node in module.tree.body:
+        body: list[Any] = module.tree.body
+        for node in body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             for target in targets:
                 if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
@@ -133,7 +135,7 @@ class Search:
                     self.follow(text, 0, inside=False)
         return {package: list(texts) for package, texts in self.found.items()}
 
-    def _leaving(self, module: Module, node: ast.AST) -> list[ast.expr]:
+    def _leaving(self, module: Module, node: Any) -> list[ast.expr]:
         if getattr(self.home[id(node)][1], "name", "") in OF_DOCS:
             return []
         if isinstance(node, ast.Call):
@@ -166,7 +168,7 @@ class Search:
 
     # ---- backwards
 
-    def follow(self, node: ast.AST, depth: int, *, inside: bool) -> None:
+    def follow(self, node: Any, depth: int, *, inside: bool) -> None:
         """Gather the templates that an expression may be; `inside`: it is put into another message."""
         if depth > DEEPEST or (id(node), inside) in self._seen:
             return
@@ -180,7 +182,7 @@ class Search:
         for next_, within in self._behind(node, inside=inside):
             self.follow(next_, depth + 1, inside=within)
 
-    def template(self, node: ast.AST) -> str | None:
+    def template(self, node: Any) -> str | None:
         """Return the text of an expression with marks for its places; None for what is no text by itself."""
         if isinstance(node, ast.Constant):
             return node.value if isinstance(node.value, str) else None
@@ -207,7 +209,7 @@ class Search:
                 return str(fixed[0].value)
         return PLACE
 
-    def _add(self, node: ast.AST, text: str, *, inside: bool) -> None:
+    def _add(self, node: Any, text: str, *, inside: bool) -> None:
         module = self.home[id(node)][0]
         if module.package in NOT_ON_THE_PAGE or module.name in APART or _QUERY.match(text):
             return
@@ -216,7 +218,7 @@ class Search:
             return
         self.found[module.package].setdefault(spelled(text))
 
-    def _behind(self, node: ast.AST, *, inside: bool) -> list[tuple[ast.AST, bool]]:
+    def _behind(self, node: Any, *, inside: bool) -> list[tuple[ast.AST, bool]]:
         """Return the expressions that one takes its text from, and whether that is put into another one."""
         kinds = {
             ast.IfExp: lambda: [node.body, node.orelse],
@@ -248,7 +250,7 @@ class Search:
             found = list(module.values.get(node.id, [])) or [value for _, value in self.values.get(node.id, [])[:1]]
         return found
 
-    def _given(self, function: ast.AST, name: str) -> list[ast.AST]:
+    def _given(self, function: Any, name: str) -> list[ast.AST]:
         """Return what callers give for a parameter."""
         names = [each.arg for each in (*function.args.posonlyargs, *function.args.args)]
         more = [each.arg for each in function.args.kwonlyargs]
@@ -317,13 +319,13 @@ def _called(node: ast.Call) -> str:
     return func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
 
 
-def _is_for_people(target: ast.AST) -> bool:
+def _is_for_people(target: Any) -> bool:
     if isinstance(target, ast.Subscript):
         return GATHERED.fullmatch(ast.unparse(target.value)) is not None
     return isinstance(target, ast.Attribute) and target.attr in NAMED
 
 
-def _places(node: ast.AST) -> list[ast.AST]:
+def _places(node: Any) -> list[ast.AST]:
     if isinstance(node, ast.JoinedStr):
         return [each.value for each in node.values if isinstance(each, ast.FormattedValue)]
     if isinstance(node, ast.Call):
@@ -336,7 +338,7 @@ def _places(node: ast.AST) -> list[ast.AST]:
 
 
 @cache
-def _assignments(function: ast.AST) -> dict[str, list[ast.AST]]:
+def _assignments(function: Any) -> dict[str, list[ast.AST]]:
     found: dict[str, list[ast.AST]] = defaultdict(list)
     for node in ast.walk(function):
         if isinstance(node, ast.Assign):
@@ -364,7 +366,7 @@ def _gathered(node: ast.Call) -> str:
     return node.func.value.id if isinstance(node.func.value, ast.Name) else ""
 
 
-def _bind(target: ast.AST, value: ast.AST, found: dict[str, list[ast.AST]]) -> None:
+def _bind(target: Any, value: Any, found: dict[str, list[ast.AST]]) -> None:
     if isinstance(target, ast.Name):
         found[target.id].append(value)
     elif isinstance(target, ast.Tuple):
@@ -373,10 +375,10 @@ def _bind(target: ast.AST, value: ast.AST, found: dict[str, list[ast.AST]]) -> N
             _bind(each, value.elts[number] if whole else value, found)
 
 
-def _assigned(function: ast.AST, name: str) -> list[ast.AST]:
+def _assigned(function: Any, name: str) -> list[ast.AST]:
     return _assignments(function).get(name, [])
 
 
-def _returned(function: ast.AST) -> list[ast.AST]:
+def _returned(function: Any) -> list[ast.AST]:
     return [node.value for node in ast.walk(function)
             if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) and node.value is not None]  # fmt: skip

@@ -7,15 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from json import decoder
 from pathlib import Path
 from types import ModuleType
 
 import fastapi.routing
 import pytest
-import yaml
 from asking import asking
 from pydantic_core._pydantic_core import list_all_errors
+from yaml import composer, parser, reader, scanner
 
 from luthier.runs.health import RULES, Finding
 from luthier.server.ui.catalogue import messages
@@ -79,7 +80,7 @@ def test_no_translation_is_left_over(finder: ModuleType) -> None:
 
 
 def test_what_libraries_say_is_what_they_say() -> None:
-    sources = [inspect.getsource(each) for each in (yaml.scanner, yaml.parser, yaml.composer, yaml.reader, decoder)]
+    sources = [inspect.getsource(each) for each in (scanner, parser, composer, reader, decoder)]
     sources += [inspect.getsource(fastapi.routing), *map(os.strerror, range(1, 134))]
     sources += [each["message_template_python"] for each in list_all_errors()]
     told = "\n".join(sources).replace("\\\\", "\\").lower()
@@ -300,8 +301,9 @@ def test_every_rule_about_metrics_is_said_whole() -> None:
     seen = ("is 0.7 (healthy: at most 0.5)", "went from 2 to 2.1 in 50 steps", "is 12.3 nats an answer")
     for rule in RULES:
         for each in seen:
-            parts = {"level": rule.level, "metric": rule.metric, "seen": each, "means": rule.means, "do": rule.do}
-            assert _found(parts).text == str(Finding(**parts))
+            finding = Finding(rule.level, rule.metric, each, rule.means, rule.do)
+            parts = asdict(finding)
+            assert _found(parts).text == str(finding)
             with speaking("zh"):
                 told = _found(parts).text
             assert told == f"{rule.metric} {said(each, 'zh')}：{messages()[rule.means]}；{messages()[rule.do]}"
