@@ -123,6 +123,25 @@ def test_kept_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept_audit(path) is None
 
 
+@pytest.mark.parametrize("suffix", ["json", "csv", "jsonl"])
+def test_what_lies_behind_a_row_that_is_too_large_is_not_copied_unseen(suffix: str, tmp_path: Path) -> None:
+    texts = ["a", "b", "c" * 17_000_000, "b", "d"]
+    path, out = tmp_path / f"rows.{suffix}", tmp_path / f"clean.{suffix}"
+    rows = [json.dumps({"text": text}) for text in texts]
+    whole = {"json": f"[{', '.join(rows)}]", "jsonl": "\n".join(rows), "csv": "\n".join(["text", *texts])}
+    path.write_text(whole[suffix])
+    audited(path, duplicate=[3])
+    if suffix == "jsonl":  # there the next row is known
+        clean(path, ["duplicate"], out)
+        assert values(out) == [{"text": text} for text in [*texts[:3], "d"]]
+        return
+    for target in (None, out):
+        with pytest.raises(DataError, match=r"a row of more than 16 MB, behind which .* JSON lines") as caught:
+            clean(path, ["duplicate"], target)
+        assert caught.value.code == "data_row_too_large"
+    assert not out.exists()
+
+
 def test_reports_of_earlier_versions_are_read() -> None:
     plain = AuditReport(rows=3, counts=Counter(x=1)).as_dict()
     del plain["lengths"], plain["places"]

@@ -56,7 +56,8 @@ def clean(
     """Leave out rows with findings of `kinds`; write the others to `out`, which is not there yet.
 
     Without `out` nothing is written. The file is opened by `opener`, the folder of `out` by `open_folder`. Raises
-    DataError for kinds that the audit did not find, and for a file that is there already.
+    DataError for kinds that the audit did not find, for rows behind one that is too large, and for a file that is there
+    already.
     """
     audit = audit_for_cleaning(path)
     report = AuditReport.from_dict(audit.report)
@@ -71,6 +72,7 @@ def clean(
         raise DataError(f"{out} would hold rows as {path.suffix}; give it that ending", code="data_kind_of_file")
     file = RowFile(path, opener)
     file.build()
+    file.check_whole()
     gone: dict[int, str] = {}
     for kind in kinds:
         for row in report.places[kind]:

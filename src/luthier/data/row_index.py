@@ -204,6 +204,18 @@ class RowFile:
             return True
         return not any(end - begin > LARGEST_ROW_BYTES for begin, end, _ in self.entries(place, 1))
 
+    def check_whole(self) -> None:
+        """Raise DataError where rows are known only up to one that is too large, as in lists and tables of text."""
+        if self.path.suffix not in (".json", ".csv") or not self.total:
+            return
+        ((begin, end, line),) = self.entries(self.total - 1, 1)
+        if end - begin > LARGEST_ROW_BYTES:
+            raise DataError(
+                f"{self.path}:{line}: a row of more than {_MB} MB, behind which no row of a list or table is known; "
+                "keep the data as JSON lines (.jsonl)",
+                code="data_row_too_large",
+            )
+
     def _matches(self, text: str, start: int) -> Iterator[tuple[int, bool]]:
         if self.path.suffix in TABLES:
             for place, row in enumerate(self.each(start, self.table().num_rows), start):
