@@ -45,8 +45,13 @@ export class LiveRun {
   #stream: Stream | null = null;
   #refused = 0;
   #stateInFile = "";
-  /** What the stream has said since the last beat. */
-  #heard: { step: number; total: number | null; train: RunEvent | null } = { step: 0, total: null, train: null };
+  /** What the stream has said, and when, for the next beat. */
+  #heard: { at: number; step: number; total: number | null; train: RunEvent | null } = {
+    at: 0,
+    step: 0,
+    total: null,
+    train: null,
+  };
   readonly #ends: (() => void)[] = [];
   readonly #shown = paced(() => this.#show(), BEAT);
   readonly #look = paced(() => void this.refresh(), 1000);
@@ -122,6 +127,7 @@ export class LiveRun {
 
   /** Take in one line of the stream. */
   take(event: RunEvent): void {
+    this.#heard.at = Date.now();
     const taken = this.curves?.add(event) ?? "known";
     if (taken === "known") return;
     if (event.kind === "train") {
@@ -137,15 +143,15 @@ export class LiveRun {
     else this.#stream?.again();
   }
 
-  /** Its stream says by itself how far it is. */
+  /** Its stream says by itself how far it is; of what comes before the first step only its job says that. */
   get #isTold(): boolean {
-    return this.connection === "open";
+    return this.connection === "open" && this.job === null;
   }
 
   /** Let the page see what was heard. */
   #show(): void {
-    const { step, total, train } = this.#heard;
-    this.heardAt = Date.now();
+    const { at, step, total, train } = this.#heard;
+    this.heardAt = Math.max(this.heardAt, at);
     this.step = Math.max(this.step, step);
     this.total = total ?? this.total;
     this.latest = train;
@@ -195,7 +201,7 @@ export class LiveRun {
       this.problems = [];
       const ends = this.axis === "step" ? [...curves.lines.values()].map(({ x }) => x.at(-1) ?? 0) : [];
       this.step = Math.max(found.step, ...ends);
-      this.#shown.ask();
+      this.#show();
       return curves.lastSeq;
     } catch (error) {
       if (error instanceof Refusal && error.away) return null;
@@ -207,6 +213,7 @@ export class LiveRun {
   }
 
   #status(status: Record<string, unknown>): void {
+    this.#heard.at = Date.now();
     if (typeof status["step"] === "number") this.#heard.step = Math.max(this.#heard.step, status["step"]);
     if (typeof status["total"] === "number") this.#heard.total = status["total"];
     this.#shown.ask();

@@ -66,6 +66,7 @@ beforeEach(() => {
   });
 });
 afterEach(() => {
+  vi.useRealTimers();
   cleanup();
   vi.unstubAllGlobals();
 });
@@ -111,6 +112,35 @@ describe("what the page says of a run", () => {
     await run.refresh();
     render(Header, { run, detail: found, silent: 0 });
     expect(figure("loss")).toBe("not a number");
+  });
+
+  it("is asked for what its job does before the first step, which no stream tells", async () => {
+    vi.useFakeTimers();
+    const looks = () => asked.filter(({ path }) => path === "/api/runs/a").length;
+    for (const [more, expected] of [
+      [{ state: "starting", step: 0, job: "j" }, 1],
+      [{}, 0],
+    ] as const) {
+      found = detail(more);
+      const run = new LiveRun("a", "step", (names) => names);
+      const end = run.listen();
+      await vi.advanceTimersByTimeAsync(100);
+      run.connection = "open";
+      asked = [];
+      await vi.advanceTimersByTimeAsync(6500);
+      expect(looks()).toBe(expected);
+      end();
+    }
+  });
+
+  it("was heard when something came, not when it is shown", async () => {
+    const run = await listening();
+    run.take(train(6, 101, 0.4));
+    await soon(() => expect(run.step).toBe(101));
+    run.take(train(7, 102, 0.4));
+    const heard = Date.now();
+    await soon(() => expect(run.step).toBe(102));
+    expect(run.heardAt).toBeLessThanOrEqual(heard);
   });
 
   it("never goes back by an old message, and counts no event twice", async () => {
