@@ -59,7 +59,8 @@ def test_every_message_has_a_translation(finder: ModuleType) -> None:
     missing = {
         package: [text for text in texts if text not in messages()] for package, texts in finder.needed().items()
     }
-    assert {package: texts for package, texts in missing.items() if texts} == {}
+    missing = {package: texts for package, texts in missing.items() if texts}
+    assert missing == {}, f"python docs/make_messages.py --missing prints what to add to {FOLDER}"
     assert sum(map(len, finder.needed().values())) > 1000
 
 
