@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
@@ -15,12 +15,12 @@ from luthier.config.load import SHELVES, adapter, json_schema
 from luthier.core.registry import FORMATS, OBJECTIVES, TUNINGS
 from luthier.data.template_names import NAMES
 from luthier.server.ui.groups import BASIC, GROUPS, group_of
+from luthier.server.ui.said import Language
 from luthier.server.ui.shapes.configs import Form, FormField, Option
 
 if TYPE_CHECKING:
     from luthier.server.ui.state import State
 
-Language = Literal["en", "zh"]
 _GOALS = {"text": "continue", "answer": "teach", "pair": "prefer", "tagged": "prefer", "prompt": "reward"}
 _HOLDS = {"answer": "conversation"}
 """What rows hold, where the form has another word for it."""

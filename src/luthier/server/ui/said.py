@@ -62,7 +62,7 @@ def said(text: str, language: Language | None = None) -> str:
     """Return a message in a language, without one in that of the request.
 
     >>> said("there is no run called 'violin' here", "zh")
-    "这里没有名为 'violin' 的运行"
+    "这里没有名为 'violin' 的训练"
     """
     if (language or _language.get()) == "en" or len(text) > LONGEST:
         return text
