@@ -15,7 +15,7 @@ from luthier.config.load import SHELVES, adapter, json_schema
 from luthier.core.registry import FORMATS, OBJECTIVES, TUNINGS
 from luthier.data.template_names import NAMES
 from luthier.server.ui.groups import BASIC, GROUPS, group_of
-from luthier.server.ui.said import Language
+from luthier.server.ui.said import Language  # noqa: TC001  FastAPI reads it at run time
 from luthier.server.ui.shapes.configs import Form, FormField, Option
 
 if TYPE_CHECKING:
