@@ -1,5 +1,6 @@
 """A link that comes to lie where a file was, between the look at its path and the moment it is opened."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -218,6 +219,34 @@ def test_a_run_that_is_swapped_is_not_read(
     monkeypatch.setattr(Roots, "open_folder", open_folder)
     reply = page.http.get(f"/api/runs/a/files{path}")
     assert (reply.status_code, CANARY in reply.text) == (403, False)
+
+
+def test_the_folder_of_uploads_is_not_followed_elsewhere(page: Page, tmp_path: Path) -> None:
+    uploads = page.state.roots.uploads
+    uploads.mkdir(parents=True, exist_ok=True)
+    (uploads / "x.jsonl").write_text(json.dumps(ROW) + "\n")
+    found = page.state.roots.inside("x.jsonl", "data")
+    os.close(page.state.roots.open_data(found))
+    uploads.rename(uploads.with_name("before"))
+    uploads.symlink_to(tmp_path / "outside")
+    for opening in (lambda: page.state.roots.open_data(found), lambda: page.state.roots.open_folder(found.parent)):
+        with pytest.raises(Refused) as caught:
+            opening()
+        assert caught.value.status == 403
+
+
+def test_a_machine_without_descriptors_is_not_a_file_that_is_missing(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = page.state.roots.inside(page.data / "x.jsonl", "data")
+
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("luthier.server.ui.roots.os.open", full)
+    with pytest.raises(Refused, match="Too many open files") as caught:
+        page.state.roots.open_data(found)
+    assert (caught.value.status, caught.value.code) == (500, "system")
 
 
 def test_links_within_the_folders_lead_to_their_files(page: Page) -> None:

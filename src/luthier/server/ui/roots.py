@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.log import printable
 from luthier.runs.job_files import OWN
 from luthier.runs.trash import is_one_name
-from luthier.server.ui.failures import Refused, missing
+from luthier.server.ui.failures import Refused, missing, of_system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +115,8 @@ class Roots:
         root = next((root for root in self.of(which) if path.is_relative_to(root)), None)
         if root is None or ".." in path.parts:
             raise Refused(403, "path_outside", f"{printable(path)} is not below the {which} folders")
+        if root == self.uploads:  # named by nobody: of its own path only the runs folder is to be trusted
+            root = self.runs
         return root, path.relative_to(root).parts
 
 
@@ -122,7 +124,7 @@ def open_below(root: Path | int, relative: str) -> int:
     """Open a plain file below a folder for reading without following a link; return its descriptor.
 
     `root`: the folder, or its descriptor, which stays open. Raises Refused: 404 where there is no such file, 403 for
-    links, devices, pipes, and whatever leads out.
+    links, devices, pipes, and whatever leads out; what `of_system` says of a machine that cannot open it.
     """
     parts = relative.split("/")
     if "\0" in relative or "\\" in relative or any(part in ("", ".", "..") for part in parts):
@@ -170,4 +172,4 @@ def _refusal(error: OSError, relative: str) -> Refused:
         return Refused(403, "path_kind", f"{printable(relative)} is a link, or not to be read")
     if error.errno == errno.ENOTDIR:
         return Refused(403, "path_kind", f"{printable(relative)} leads through what is no folder")
-    return missing("file", relative)
+    return missing("file", relative) if error.errno == errno.ENOENT else of_system(error)
