@@ -152,6 +152,12 @@ def test_parts_of_a_file(page: Page, asked: str, status: int, text: str) -> None
         assert reply.headers["content-range"] == f"bytes {begin}-{begin + len(text) - 1}/10"
 
 
+def test_a_report_that_is_nested_too_deeply_is_damaged(page: Page) -> None:
+    (page.state.roots.runs / "a/verify.json").write_text("[" * 100_000)
+    reply = page.http.get("/api/runs/a/files/verify.json", headers={"Accept": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "file_damaged")
+
+
 def test_a_large_file_comes_whole_in_parts(page: Page) -> None:
     run = page.state.roots.runs / "a"
     data = os.urandom(3_000_000)

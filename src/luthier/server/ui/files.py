@@ -86,7 +86,7 @@ def _report(file: BinaryIO) -> Response:
         text = file.read(LARGEST_REPORT_BYTES)
     try:
         return JSONResponse(said_within(json.loads(text), REPORTED))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(422, "file_damaged", f"{REPORT} is missing or damaged") from error
 
 
