@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -84,20 +85,17 @@ def moment_of(given: str, field: str, *, end: bool = False) -> float:
 
 
 def _seconds(given: str, *, end: bool) -> float:
+    with suppress(ValueError):  # before numbers: 20260331 is a day
+        day = date.fromisoformat(given)
+        midnight = datetime.combine(day + timedelta(days=end), datetime.min.time())
+        return midnight.astimezone().timestamp()
     try:
         seconds = float(given)
     except ValueError:
-        pass
-    else:
-        if not math.isfinite(seconds):
-            raise ValueError(given)
-        return seconds
-    try:
-        day = date.fromisoformat(given)
-    except ValueError:
         return datetime.fromisoformat(given).astimezone().timestamp()
-    midnight = datetime.combine(day + timedelta(days=end), datetime.min.time())
-    return midnight.astimezone().timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(given)
+    return seconds
 
 
 def _term(key: str, value: str) -> tuple[str, list[Any]]:
