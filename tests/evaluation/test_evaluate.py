@@ -65,6 +65,7 @@ def test_the_bar_moves_with_the_rows(
     evaluate_all([config_of(own, eval_dataset=str(held_out), **settings)], name="check")
     told = [each for each in told if each[1]]
     assert [share for share, _ in told] == sorted(share for share, _ in told), "it goes back"
+    assert not [what for _, what in told if what.endswith(": judge")], "nobody judges"
     for model, begin in ((str(own), 0.0), (f"base {tiny}", 0.5)):
         loss, answers = (shares(told, f"{model}: {kind}") for kind in ("loss", "generate"))
         assert loss == pytest.approx([begin + 0.25 * done / 10 for done in (0, 2, 4, 6, 8, 10)], abs=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def evaluate_all(
         tuned = [_measure_job(job, kinds, bases, work) for job in jobs]
         for job, evaluation in zip(jobs, tuned, strict=True):
             reference = bases.get(job.base_key) or next(iter([*bases.values(), tuned[0]]))
-            with work.part(f"{evaluation.model}: judge"):
+            with work.part(f"{evaluation.model}: judge") if "judge" in kinds else nullcontext():
                 if reference is not evaluation:
                     set_against(kinds, reference, evaluation)
                 elif len(jobs) == 1:
