@@ -125,6 +125,29 @@ def test_a_line_as_long_as_memory_is_left_out(tmp_path: Path, monkeypatch: pytes
     assert unfinished.curve("loss")[0] == [1]
 
 
+@pytest.mark.parametrize("size", [200, 1000, 5000])
+def test_blocks_come_in_their_order_and_say_where_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    events = [line(i, i, loss=1.0) for i in range(1, 40)]
+    lines = [*events[:20], "x" * 3000 + "\n", line(20, 20, kind="begin", after=10), *events[20:]]
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(lines) + '{"half')
+    monkeypatch.setattr(event_blocks, "BLOCK_BYTES", size)
+
+    blocks = list(event_blocks.read_blocks(path, 0))
+    steps = np.concatenate([block.step for block in blocks]).tolist()
+    assert (steps, sum(block.damaged for block in blocks)) == ([*range(1, 40)], 1)
+    assert len(blocks) > 1
+    assert blocks[-1].end == sum(map(len, lines))
+    seen = 0
+    for block in blocks:
+        seen += len(block.step)
+        assert path.read_bytes()[: block.end].count(b'"train"') == seen
+        later = [float(step) for each in event_blocks.read_blocks(path, block.end) for step in each.step]
+        assert later == steps[seen:]
+
+
 def test_a_run_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     found = write(tmp_path, "".join(line(i, i, loss=1.0) for i in range(1, 6)))
     (tmp_path / "events.jsonl").unlink()
