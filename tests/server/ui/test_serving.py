@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from luthier.runs.job_files import JobFile, JobSpec
 from luthier.server.keys import Keys
 from luthier.server.listen import listening_socket
 from luthier.server.ui.app import make_app
+from luthier.server.ui.pass_on import _bytes
+from luthier.server.ui.said import speaking
 from luthier.server.ui.serving import parts_of
 
 SECRET = "lk-canary-of-the-page"
@@ -110,6 +112,24 @@ def test_refusals_of_the_model_are_handed_on(page: Page) -> None:
     reply = page.http.post("/api/serving/job-at-work/v1/chat/completions", json=body, headers=asked)
     assert reply.status_code == 404
     assert reply.json()["error"]["message"] == "这里没有模型 '<b>{0}'；现有：tiny"
+
+
+def test_an_answer_that_ends_in_the_middle_says_so() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        raise httpx.ReadError("gone")
+
+    async def heard() -> list[bytes]:
+        reply = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=parts())
+        with speaking("zh"):
+            return [part async for part in _bytes(reply)]
+
+    first, last = asyncio.run(heard())
+    assert first == b"data: 1\n\n"
+    assert last.startswith(b"data: ")
+    assert last.endswith(b"\n\n")
+    error = json.loads(last.removeprefix(b"data: "))["error"]
+    assert (error["message"], error["code"]) == ("模型中途结束：'gone'", "serving_away")
 
 
 def test_who_does_not_serve(page: Page, tmp_path: Path) -> None:
