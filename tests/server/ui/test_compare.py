@@ -133,3 +133,18 @@ def test_evaluations_and_the_items_that_changed_most(page: Page) -> None:
     assert page.get("/runs/a")["evaluations"] == 2
     compared = page.get("/compare", runs="a")["evaluations"]
     assert [each["run"] for each in compared] == ["a"]
+
+
+def test_notes_of_evaluations_are_said_in_the_language_of_the_page(page: Page) -> None:
+    run = make(page, "a")
+    evaluation(run, "first", "2026-01-01T00:00:00+00:00", [0], [1])
+    path = run / "evaluation/first/results.json"
+    found = json.loads(path.read_text())
+    note = "the queue is held"
+    found["models"][0] |= {"notes": [note], "model": note}
+    path.write_text(json.dumps(found))
+    for question in ("/api/runs/a/evaluations", "/api/compare?runs=a"):
+        for language, said in (("zh-CN", "队列已暂停"), ("en", note)):
+            reply = page.http.get(question, headers={"Accept-Language": language})
+            (model, _) = reply.json()["evaluations"][0]["results"]["models"]
+            assert (model["notes"], model["model"]) == ([said], note)

@@ -6,6 +6,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from helpers import wait_for
 
 from luthier.config.load import dump, load_config
 from luthier.runs import launch
+from luthier.server.ui.jobs import job_of
+from luthier.server.ui.said import speaking
 
 
 @pytest.fixture
@@ -52,6 +55,17 @@ def train(settings: dict[str, Any], id: str = "request-1", **more: Any) -> dict[
 
 def argv(job: dict[str, Any]) -> list[str]:
     return shlex.split(job["command"])
+
+
+def test_what_a_command_found_is_said_in_the_language_of_the_page(page: Page, settings: dict[str, Any]) -> None:
+    id = page.post("/jobs", train(settings))["id"]
+    held = "the queue is held"
+    found = {"reports": [{"checks": [{"name": held, "found": held}]}], "folder": held}
+    view = replace(page.state.jobs.get(id), result=found)
+    with speaking("zh"):
+        result = job_of(view).result
+    assert result == {"reports": [{"checks": [{"name": held, "found": "队列已暂停"}]}], "folder": held}
+    assert job_of(view).result == found
 
 
 def test_a_training_is_the_file_and_the_line_that_a_person_would_write(page: Page, settings: dict[str, Any]) -> None:

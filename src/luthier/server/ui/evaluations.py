@@ -34,7 +34,7 @@ def routes(state: State) -> APIRouter:
 
     @router.get("/runs/{id}/evaluations", summary="Evaluations of a run, newest first")
     def evaluations(id: str) -> EvaluationList:
-        return EvaluationList(evaluations=said_within(evaluations_of(state.roots.run(id)), NOTED))
+        return EvaluationList(evaluations=evaluations_of(state.roots.run(id)))
 
     @router.get("/runs/{id}/evaluations/{name}/items", summary="Items that changed most, in both directions")
     def items(id: str, name: str, limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20) -> list[ChangedItem]:
@@ -49,10 +49,13 @@ def routes(state: State) -> APIRouter:
 
 
 def evaluations_of(run: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """Return evaluations, newest first; one that cannot be read has an `error` instead of results."""
+    """Return evaluations, newest first, in the language of the request.
+
+    One that cannot be read has an `error` instead of results.
+    """
     from luthier.evaluation.results import list_results
 
-    return [_one(folder) for folder in list_results(run)[:most]]
+    return said_within([_one(folder) for folder in list_results(run)[:most]], NOTED)
 
 
 def _one(folder: Path) -> dict[str, Any]:
