@@ -136,6 +136,13 @@ def test_a_budget_holds_for_blocks_that_are_added(tiny: Path, rows: Path, tmp_pa
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.expanded_layers == [2]
 
 
+@pytest.mark.parametrize("tuning", [Lora(rank=4, llama_pro=True), Freeze(layers=-1, llama_pro=True)])
+def test_a_number_of_blocks_that_is_none_is_said(tiny: Path, rows: Path, tmp_path: Path, tuning: Lora | Freeze) -> None:
+    config = replace(settings(tiny, rows, tmp_path / "run"), tuning=tuning)
+    with pytest.raises(ConfigError, match="do not fall into (0|-1) equal parts"):
+        estimate(config)
+
+
 def test_layers_that_are_chosen_by_number_are_estimated(tiny: Path, rows: Path, tmp_path: Path) -> None:
     config = settings(tiny, rows, tmp_path / "run", finetuning_type="lora")
     every, second = (replace(config, tuning=Lora(rank=4, layers_to_transform=layers)) for layers in ((), (1,)))
