@@ -157,13 +157,12 @@ def _lengths(facts: Any, config: RunConfig) -> tuple[int, int]:
 
 
 def _part(facts: Any, config: RunConfig) -> int:
-    """Return to how many layers there is one that was added and learns (LLaMA Pro); 0 where none were, or shall be."""
+    """Return to how many layers there is one that was added and learns (LLaMA Pro); 0 where none were."""
     expand, known = getattr(config.tuning, "expand", 0), len(getattr(facts, MARK, None) or ())
     if not (expand or getattr(config.tuning, "llama_pro", False)):
         return 0
     layers = facts.num_hidden_layers + (0 if known else expand)
-    count = expand or getattr(config.tuning, "layers", 0) or known
-    return layers // count if count > 0 else 0
+    return layers // (expand or getattr(config.tuning, "layers", 0) or known)
 
 
 def _tuning(facts: Any, config: RunConfig, layers: int) -> Tuning:
