@@ -74,6 +74,15 @@ def test_a_broken_list_of_names_does_not_hide_files(page: Page) -> None:
     assert "not JSON" in page.get("/data/rows", 422, dataset="x.jsonl", folder=str(page.data))["message"]
 
 
+def test_a_list_of_names_that_is_too_large_is_not_read(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(page, "x.jsonl", CHINESE)
+    (page.data / "dataset_info.json").write_text("{}" + 40 * " ")
+    monkeypatch.setattr("luthier.server.ui.sets.LARGEST_SHELF_BYTES", 41)
+    assert "has more than 41 bytes" in page.get("/data/rows", 422, dataset="x.jsonl", folder=str(page.data))["message"]
+    monkeypatch.setattr("luthier.server.ui.sets.LARGEST_SHELF_BYTES", 42)
+    assert rows(page, "x.jsonl")["rows"] == [CHINESE]
+
+
 def test_rows_are_shown_as_they_are(page: Page) -> None:
     odd = '{"a": NaN, "b": 123456789012345678901234567890, "c": "\\ud800", "d": {"e": [null, 1.5]}}'
     write(page, "x.jsonl", "\ufeff" + json.dumps(CHINESE, ensure_ascii=False), "", odd, '{"cut": ', [1])
