@@ -1,7 +1,7 @@
 """Where each row of a text file begins and ends, found in one pass that holds little of the file at a time.
 
-A row of more than LARGEST_ROW_BYTES is nobody's row: it is told as one, and never read whole. Of lists and tables it is
-the last one, with all that lies behind it. Lines go on behind it, unless the pass is `brief`.
+A row of more than LARGEST_ROW_BYTES is told as one that is too large, and never read whole; training takes longer ones.
+Of lists and tables it is the last one, with all that lies behind it. Lines go on behind it, unless the pass is `brief`.
 """
 
 from __future__ import annotations
