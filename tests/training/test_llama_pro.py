@@ -136,6 +136,15 @@ def test_a_budget_holds_for_blocks_that_are_added(tiny: Path, rows: Path, tmp_pa
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.expanded_layers == [2]
 
 
+@pytest.mark.parametrize("more", [{"expand_layers": 1}, {"use_llama_pro": True, "freeze_trainable_layers": 1}])
+def test_memory_of_a_model_that_has_its_blocks_already(tiny: Path, rows: Path, tmp_path: Path, more) -> None:
+    train(settings(tiny, rows, tmp_path / "run", finetuning_type="freeze", expand_layers=1), quiet=True)
+    found = estimate(settings(tmp_path / "run", rows, tmp_path / "next", finetuning_type="freeze", **more))
+    layer = AutoModelForCausalLM.from_pretrained(tmp_path / "run").model.layers[0]
+    assert found.learning == sum(p.numel() for p in layer.parameters())
+    assert found.memory["optimizer"] == pytest.approx(8 * found.learning, rel=0.05)
+
+
 @pytest.mark.parametrize("tuning", [Lora(rank=4, llama_pro=True), Freeze(layers=-1, llama_pro=True)])
 def test_a_number_of_blocks_that_is_none_is_said(tiny: Path, rows: Path, tmp_path: Path, tuning: Lora | Freeze) -> None:
     config = replace(settings(tiny, rows, tmp_path / "run"), tuning=tuning)
