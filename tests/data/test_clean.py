@@ -1,6 +1,7 @@
 """Rows that an audit found fault with are left out of a copy; what stays is the same, byte by byte."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -140,6 +141,26 @@ def test_what_lies_behind_a_row_that_is_too_large_is_not_copied_unseen(suffix: s
             clean(path, ["duplicate"], target)
         assert caught.value.code == "data_row_too_large"
     assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nothing_stays_open(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    audited(path, duplicate=[1])
+    clean(path, ["duplicate"], tmp_path / f"first.{suffix}")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        clean(path, ["duplicate"], tmp_path / f"{number}.{suffix}")
+        with pytest.raises(DataError, match="is there already"):
+            clean(path, ["duplicate"], tmp_path / f"first.{suffix}")
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 def test_reports_of_earlier_versions_are_read() -> None:
