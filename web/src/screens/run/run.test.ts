@@ -117,9 +117,9 @@ describe("what the page says of a run", () => {
   it("is asked for what its job does before the first step, which no stream tells", async () => {
     vi.useFakeTimers();
     const looks = () => asked.filter(({ path }) => path === "/api/runs/a").length;
-    for (const [more, expected] of [
-      [{ state: "starting", step: 0, job: "j" }, 1],
-      [{}, 0],
+    for (const [more, early, later] of [
+      [{ state: "starting", step: 0, job: "j" }, 1, 3],
+      [{}, 0, 1],
     ] as const) {
       found = detail(more);
       const run = new LiveRun("a", "step", (names) => names);
@@ -128,7 +128,9 @@ describe("what the page says of a run", () => {
       run.connection = "open";
       asked = [];
       await vi.advanceTimersByTimeAsync(6500);
-      expect(looks()).toBe(expected);
+      expect(looks()).toBe(early);
+      await vi.advanceTimersByTimeAsync(10_000);
+      expect(looks(), "what nobody tells, such as that its folder is gone").toBe(later);
       end();
     }
   });
