@@ -83,12 +83,14 @@ class Sight:
             known = before.get(change)
             if known == (state, size):
                 continue
-            grown = known is not None and known[0] == state
-            if not grown or now - self._told.get(change, -GROWING_SECONDS) >= GROWING_SECONDS:
-                found[change] = grown
-                self._told[change] = now
+            if known is None or known[0] != state:
+                found[change] = False
+            elif now - self._told.get(change, -GROWING_SECONDS) >= GROWING_SECONDS:
+                found[change] = True
             else:
                 marks[change] = known  # to be told at a later look
+                continue
+            self._told[change] = now
         self._told = {change: at for change, at in self._told.items() if change in marks}
         return found
 
