@@ -195,7 +195,9 @@ def two(here: Path) -> Path:
         run = here / "runs" / name
         run.mkdir(parents=True)
         (run / "status.json").write_text(json.dumps({"state": "done", "step": 2, "total": 2}))
-        (run / "config.yaml").write_text(f"tuning: {{name: lora, rank: {rank}}}\nobjective: {{name: sft}}\n")
+        (run / "config.yaml").write_text(
+            f"model: {{model_name_or_path: m{rank}}}\ntuning: {{name: lora, rank: {rank}}}\nobjective: {{name: sft}}\n"
+        )
     return here
 
 
@@ -219,6 +221,7 @@ def test_search_and_notes(two: Path) -> None:
     assert runs("reindex")["runs"] == 2
     assert "Der beste" in CliRunner().invoke(runs_app, ["search"]).stdout
     assert (ids("--until", "2020-01-01"), ids("--since", "2020-01-01")) == ([], ["a", "b"])
+    assert (ids("--model", "elsewhere"), ids("--model", "m16"), ids("--model", "m8,m16")) == ([], ["b"], ["a", "b"])
     with pytest.raises(RunError, match="since: 'heute' is no date"):
         runs("search", "--since", "heute")
     with pytest.raises(RunError, match="no column 'los'; did you mean 'loss'"):

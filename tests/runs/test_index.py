@@ -180,7 +180,9 @@ def test_the_days_that_runs_were_created_on(index: Index, since: str, until: str
     assert "".join(ids(index.search(since=since, until=until))) == found
 
 
-@pytest.mark.parametrize("wrong", ["yesterday", "2026-02-30", "2026-1-1", "nan", "-inf", "1e999", "9999-12-31", " "])
+@pytest.mark.parametrize(
+    "wrong", ["yesterday", "2026-02-30", "2026-1-1", "nan", "-inf", "1e999", "9999-12-31", " ", "2026"]
+)
 def test_what_is_no_date(index: Index, wrong: str) -> None:
     with pytest.raises(RunError, match=r"^until: '.*' is no date; write 2026-03-31") as caught:
         index.search(until=wrong)

@@ -196,6 +196,7 @@ def search(
     text: Annotated[list[str] | None, typer.Argument(help="Words, and settings such as rank:16; all of them.")] = None,
     state: Annotated[str, typer.Option(help="States, with commas between them.")] = "",
     objective: Annotated[str, typer.Option(help="Objectives, with commas between them.")] = "",
+    model: Annotated[str, typer.Option(help="Models, with commas between them.")] = "",
     tag: Annotated[str, typer.Option(help="Tags, with commas between them.")] = "",
     since: Annotated[str, typer.Option(help="Created then or later, such as 2026-03-31.")] = "",
     until: Annotated[str, typer.Option(help="Created before; a day is in it.")] = "",
@@ -216,7 +217,7 @@ def search(
     index = _index(runs)
     index.refresh()
     found, total = index.search(
-        " ".join(text or []), state=state, objective=objective, tag=tag, since=since, until=until,
+        " ".join(text or []), state=state, objective=objective, model=model, tag=tag, since=since, until=until,
         archived=None if archived else False, sort=sort, descending=not ascending, count=limit,
     )  # fmt: skip
     if json:

@@ -17,6 +17,8 @@ from luthier.runs.facts import spelled
 SORTABLE = (
     "created", "updated", "name", "state", "objective", "tuning", "model", "step", "loss", "best", "seconds", "bytes",
 )  # fmt: skip
+_LEAST_SECONDS = 1e8
+"""In 1973; smaller numbers are meant to be something else."""
 _TERM = re.compile(r'(?:([\w./-]+):)?(?:"([^"]*)"?|(\S+))')
 _OWN = {"tag": "tags", "state": "state", "objective": "objective", "stage": "objective", "tuning": "tuning",
         "finetuning_type": "tuning"}  # fmt: skip
@@ -93,7 +95,8 @@ def _seconds(given: str, *, end: bool) -> float:
         seconds = float(given)
     except ValueError:
         return datetime.fromisoformat(given).astimezone().timestamp()
-    if not math.isfinite(seconds):
+    # A year alone is a number, too.
+    if not math.isfinite(seconds) or seconds < _LEAST_SECONDS:
         raise ValueError(given)
     return seconds
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Language = Literal["en", "zh"]
 LONGEST = 20_000
 """Characters of a text that is looked at."""
+KEPT = 1000
+"""Characters of a text whose translation is kept."""
 DEEPEST = 6
 """Messages inside of messages."""
 MOST_SPLITS = 16
@@ -66,7 +68,7 @@ def said(text: str, language: Language | None = None) -> str:
     """
     if (language or _language.get()) == "en" or len(text) > LONGEST:
         return text
-    return _in_chinese(text)
+    return _in_chinese(text) if len(text) <= KEPT else _Saying(text).whole()
 
 
 CHECKED = frozenset({"found", "limit", "message", "notes"})
