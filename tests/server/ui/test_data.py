@@ -44,6 +44,7 @@ def test_list(page: Page) -> None:
     time.sleep(0.3)
     found = {each["name"]: each for each in page.get("/data")["datasets"]}
     assert found.pop("example")["rows"] == 24
+    assert not any(each["packaged"] for each in found.values())
     assert list(found) == ["named", "pairs", "hub", "gone", "outside", "plain.csv"]
     assert (found["named"]["rows"], found["named"]["format"], found["named"]["source"]) == (3, "alpaca", "chats.jsonl")
     assert (found["pairs"]["pairs"], found["hub"]["source"], found["hub"]["rows"]) == (True, "some/where", None)
@@ -55,6 +56,7 @@ def test_list(page: Page) -> None:
 def test_what_comes_with_luthier_is_there_and_not_to_be_changed(page: Page) -> None:
     (found,) = page.get("/data")["datasets"]
     assert (found["name"], found["format"], found["uploaded"]) == ("example", "alpaca", False)
+    assert found["packaged"] is True
     asked = {"dataset": "example", "folder": found["folder"]}
     shown = page.get("/data/rows", **asked)
     assert shown["total"] >= 20

@@ -51,6 +51,7 @@ export const en = {
   searchData: "Search data sets",
   rows: "{n} rows",
   rowsUnknown: "rows not counted",
+  packaged: "comes with luthier",
   pairs: "pairs",
   otherFolder: "other folder",
   otherFolderHelp:
@@ -186,6 +187,7 @@ export const zh: typeof en = {
   searchData: "搜索数据集",
   rows: "{n} 行",
   rowsUnknown: "行数未知",
+  packaged: "luthier 自带",
   pairs: "偏好对",
   otherFolder: "其他文件夹",
   otherFolderHelp: "一次训练的数据集须来自同一文件夹；取消当前选择后，可改选其他文件夹中的数据集。",

@@ -18,6 +18,7 @@ from luthier.data.row_index import KINDS
 from luthier.data.rows import format_of
 from luthier.data.sources import Source
 from luthier.server.ui.failures import Refused
+from luthier.server.ui.roots import EXAMPLE
 from luthier.server.ui.sets import Found, files, find_set, is_name, shelf_of
 from luthier.server.ui.shapes.data import DataSet, DataSets, Mapping
 from luthier.server.ui.uploads import display_names
@@ -41,7 +42,6 @@ def list_sets(roots: Roots) -> DataSets:
 
 
 def _of_folder(roots: Roots, folder: Path, names: dict[str, str]) -> Iterator[DataSet]:
-    uploaded = folder == roots.uploads
     try:
         entries = shelf_of(roots, folder).entries
     except LuthierError:
@@ -52,17 +52,15 @@ def _of_folder(roots: Roots, folder: Path, names: dict[str, str]) -> Iterator[Da
             file = str(entry.get("file_name") or "")
             taken.add(file)
             source = names.get(file, file) or str(entry.get("hf_hub_url") or "")
-            yield _described(roots, name, folder, source, file, entry, uploaded=uploaded)
+            yield _described(roots, name, folder, source, file, entry)
     for path in sorted(folder.iterdir()):
         is_rows = path.suffix in KINDS and path.name not in (REGISTRY_FILE, *taken) and is_name(path.name)
         if is_rows and path.is_file():
             shown = names.get(path.name, path.name)
-            yield _described(roots, path.name, folder, shown, path.name, {}, uploaded=uploaded)
+            yield _described(roots, path.name, folder, shown, path.name, {})
 
 
-def _described(
-    roots: Roots, name: str, folder: Path, source: str, file: str, entry: dict[str, Any], *, uploaded: bool
-) -> DataSet:
+def _described(roots: Roots, name: str, folder: Path, source: str, file: str, entry: dict[str, Any]) -> DataSet:
     path = (folder / file).resolve()
     here = bool(file) and path.is_relative_to(folder) and path.is_file()
     audit = kept_audit(path) if here else None
@@ -76,7 +74,8 @@ def _described(
         bytes=facts.st_size if facts else None,
         modified=facts.st_mtime if facts else None,
         audit="unknown" if audit is None or audit.is_stale() else audit.badge(),  # pyright: ignore[reportArgumentType]
-        uploaded=uploaded,
+        uploaded=folder == roots.uploads,
+        packaged=folder == EXAMPLE,
         pairs=entry.get("ranking") is True,
     )
 

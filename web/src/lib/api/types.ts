@@ -502,6 +502,12 @@ export interface components {
              */
             name: string;
             /**
+             * Packaged
+             * @description It comes with luthier.
+             * @default false
+             */
+            packaged?: boolean;
+            /**
              * Pairs
              * @default false
              */

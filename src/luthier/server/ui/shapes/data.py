@@ -23,6 +23,8 @@ class DataSet(Shape):
     modified: float | None
     audit: Literal["good", "warnings", "errors", "unknown"] = "unknown"
     uploaded: bool = False
+    packaged: bool = False
+    """It comes with luthier."""
     pairs: bool = False
 
 
