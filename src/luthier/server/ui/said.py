@@ -34,7 +34,7 @@ WORK = 30
 """Characters that are looked at for each one of a text."""
 _ROW = re.compile(r"[^:\n]+:\d+ ")
 """File and line in front of what is said about a row."""
-_MARKS = {"; ": "；", ": ": "：", ", ": "，", ". ": "。"}  # noqa: RUF001
+_MARKS = {"; ": "；", ": ": "：", ", ": "，", ". ": "。"}  # noqa: RUF001  Chinese writes them wide
 _LISTED = {" or ": " 或 ", " and ": " 和 ", ", ": "、"}
 _LISTS = re.compile(f"({QUOTED.pattern}|{'|'.join(_LISTED)})")
 _language: ContextVar[Language] = ContextVar("language", default="en")
